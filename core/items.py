@@ -1,0 +1,447 @@
+"""The output items of one response: who they are, and how much of each has been received.
+
+Identity. Upstreams name an item by any of `item_id`, `output_index` and `call_id`, and no two do
+it alike: GitHub Copilot makes a new `item_id` for every event, others shift `output_index` on done
+events, leave either out, or number content parts over all items. So an item is found through an
+alias table, one per family (messages, reasoning, tools), in which the first registration wins, and
+"the open one" is meant only when exactly one is open.
+
+Reconciliation. The same text comes up to five times: in deltas, in `*.done`, in
+`content_part.done`, in `output_item.done` and in the terminal response. `Sent` remembers what was
+received as a length and a digest, never as text, and says of each later form what it adds.
+
+Nothing here emits anything; `stream.py` asks and acts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from enum import Enum
+from hashlib import blake2b
+from itertools import islice
+from typing import Final, Generic, TypeVar
+
+import msgspec
+
+from deltawire.responses import OutputItem
+
+
+class Sent:
+    """How much of a text was received, as length (code points) and digest."""
+
+    __slots__ = ("_digest", "length")
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._digest = blake2b(digest_size=16)
+
+    def extend(self, text: str) -> None:
+        """Count `text`, which must be valid Unicode, as received."""
+        self.length += len(text)
+        self._digest.update(text.encode())
+
+    def remainder(self, final: str) -> str | None:
+        """What `final` adds to what was received; None if that is no prefix of `final`."""
+        if not self.length:
+            return final
+        if len(final) < self.length:
+            return None
+        prefix = final[: self.length].encode()
+        if blake2b(prefix, digest_size=16).digest() != self._digest.digest():
+            return None
+        return final[self.length :]
+
+
+class Sink(Enum):
+    """Where the text of a channel goes."""
+
+    CONTENT = "content"
+    REFUSAL = "refusal"
+    REASONING = "reasoning"
+    ARGUMENTS = "arguments"
+    NOWHERE = "nowhere"
+
+
+class Part:
+    """One part of a channel: a content part, a summary part, or the arguments of a call."""
+
+    __slots__ = ("closed", "half", "logprobs", "offset", "replay", "replayed", "sent")
+
+    def __init__(self) -> None:
+        self.sent = Sent()
+        self.closed = False
+        # The first half of a surrogate pair that upstream split over two deltas.
+        self.half = ""
+        # Text that came with the announcement. Some upstreams then stream it once more from its
+        # start; the first `replayed` characters of that were recognized and not sent again.
+        self.replay: str | None = None
+        self.replayed = 0
+        self.logprobs = 0
+        # How many characters of message content were sent before this part began.
+        self.offset = 0
+
+
+class Channel:
+    """The parts of one kind in one item, such as the refusals of a message."""
+
+    __slots__ = ("item", "logprobs", "open", "parts", "sent", "sink")
+
+    def __init__(self, item: Item, sink: Sink) -> None:
+        self.item = item
+        self.sink = sink
+        self.sent = Sent()
+        self.logprobs = 0
+        self.parts: dict[int, Part] = {}
+        # An insertion-ordered set.
+        self.open: dict[Part, None] = {}
+
+    def announce(self, index: int | None) -> Part:
+        """The part that upstream says begins now."""
+        if index is not None and index in self.parts:
+            return self.parts[index]
+        return self._begin(index)
+
+    def streaming(self, index: int | None) -> Part:
+        """The part that a delta belongs to.
+
+        An unannounced index while exactly one part is open is that part: older vLLM raised
+        `content_index` with every delta (vLLM PR 35184).
+        """
+        if index is not None and index in self.parts:
+            return self.parts[index]
+        return self._only_open() or self._begin(index)
+
+    def stated(self, index: int | None, text: str) -> Part:
+        """The part whose whole text is stated to be `text`."""
+        if index is not None and index in self.parts:
+            return self.parts[index]
+        if only := self._only_open():
+            return only
+        for part in self.parts.values():
+            if part.sent.length and part.sent.remainder(text) == "":
+                return part
+        return self._begin(index)
+
+    def last(self) -> Part:
+        """The part that text was last received for."""
+        received = [part for part in self.parts.values() if part.sent.length]
+        return received[-1] if received else self.vacant()
+
+    def vacant(self) -> Part:
+        """A part that nothing was received for: the open one, or a new one."""
+        only = self._only_open()
+        return only if only is not None and not only.sent.length else self._begin(None)
+
+    def close(self, part: Part) -> None:
+        """Freeze the part: no delta reaches it any more."""
+        part.closed = True
+        self.open.pop(part, None)
+
+    def _only_open(self) -> Part | None:
+        return next(iter(self.open)) if len(self.open) == 1 else None
+
+    def _begin(self, index: int | None) -> Part:
+        part = Part()
+        if index is None or index in self.parts:
+            index = -1 - len(self.parts)
+        self.parts[index] = part
+        self.open[part] = None
+        return part
+
+
+class Item:
+    """What all items have: their names, and whether they are done (then frozen)."""
+
+    __slots__ = ("call_id", "diverged", "done", "id", "index")
+
+    def __init__(self) -> None:
+        self.id: str | None = None
+        self.index: int | None = None
+        self.call_id: str | None = None
+        self.done = False
+        self.diverged = False
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        """Every channel of the item."""
+        return ()
+
+    @property
+    def received(self) -> bool:
+        """Whether any text of the item was received."""
+        return any(channel.sent.length for channel in self.channels)
+
+    def agrees(self, snapshot: OutputItem) -> bool:
+        """Whether `snapshot` may be a later form of what was received of this item."""
+        return True
+
+    def announced_as(self, item: OutputItem) -> bool:
+        """Whether an item announced in the place of this one may be this one."""
+        return True
+
+    def resembles(self, position: int, snapshot: OutputItem) -> bool:
+        """Whether an item that is not named alike and does not agree may still be this one.
+
+        Better a divergence than the same text twice.
+        """
+        return True
+
+
+class MessageItem(Item):
+    """An assistant message."""
+
+    __slots__ = ("cited", "refusal", "text")
+
+    def __init__(self, sink: Sink) -> None:
+        super().__init__()
+        self.text = Channel(self, sink)
+        self.refusal = Channel(self, Sink.REFUSAL)
+        self.cited: Counter[tuple[str, int | None, int | None]] = Counter()
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        return (self.text, self.refusal)
+
+    def agrees(self, snapshot: OutputItem) -> bool:
+        text = "".join(texts_of(snapshot))
+        refusal = "".join(refusals_of(snapshot))
+        return (
+            self.text.sent.remainder(text) is not None
+            and self.refusal.sent.remainder(refusal) is not None
+        )
+
+
+class ReasoningItem(Item):
+    """Reasoning: raw text, a summary, or both, of which only one is shown."""
+
+    __slots__ = ("raw", "summary")
+
+    def __init__(self, sink: Sink) -> None:
+        super().__init__()
+        self.raw = Channel(self, sink)
+        self.summary = Channel(self, sink)
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        return (self.raw, self.summary)
+
+    def agrees(self, snapshot: OutputItem) -> bool:
+        raw = "".join(texts_of(snapshot))
+        summary = "".join(summaries_of(snapshot))
+        return (
+            self.raw.sent.remainder(raw) is not None
+            and self.summary.sent.remainder(summary) is not None
+        )
+
+
+class CallItem(Item):
+    """A function or custom tool call that the client is to run.
+
+    `complete` is set once the arguments are whole; `opened` once the client was told of the call;
+    until then, and while an earlier call is unfinished, its arguments wait in `waiting`.
+    """
+
+    __slots__ = ("arguments", "complete", "custom", "name", "opened", "position", "waiting")
+
+    def __init__(self, *, custom: bool) -> None:
+        super().__init__()
+        self.arguments = Channel(self, Sink.ARGUMENTS)
+        self.custom = custom
+        self.name: str | None = None
+        self.opened = False
+        self.complete = False
+        self.position = -1
+        self.waiting: list[str] = []
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        return (self.arguments,)
+
+    def agrees(self, snapshot: OutputItem) -> bool:
+        if self.name is not None and self.name != snapshot.name:
+            return False
+        stated = arguments_of(snapshot)
+        return stated is not None and self.arguments.sent.remainder(stated) is not None
+
+    def announced_as(self, item: OutputItem) -> bool:
+        return self.name in (None, item.name)
+
+    def resembles(self, position: int, snapshot: OutputItem) -> bool:
+        # Two calls of one function differ in their arguments; one call has one place.
+        return self.index == position and self.name in (None, snapshot.name)
+
+
+class HostedItem(Item):
+    """Whatever the provider runs itself, and what has no form in Chat Completions."""
+
+    __slots__ = ()
+
+
+def texts_of(snapshot: OutputItem) -> Iterator[str]:
+    """The texts of a snapshot's content parts, refusals left out."""
+    return (part.text for part in snapshot.content or () if part.text is not None)
+
+
+def refusals_of(snapshot: OutputItem) -> Iterator[str]:
+    """The refusals of a snapshot's content parts."""
+    return (part.refusal for part in snapshot.content or () if part.refusal is not None)
+
+
+def summaries_of(snapshot: OutputItem) -> Iterator[str]:
+    """The texts of a snapshot's summary parts."""
+    return (part.text for part in snapshot.summary or () if part.text is not None)
+
+
+def arguments_of(snapshot: OutputItem) -> str | None:
+    """The stated arguments or input of a call, None where the snapshot is silent."""
+    custom = snapshot.type == "custom_tool_call"
+    return arguments_text(snapshot.input if custom else snapshot.arguments)
+
+
+def arguments_text(stated: object) -> str | None:
+    """Arguments as text: some servers send the JSON object itself instead of its text."""
+    if stated is None or isinstance(stated, str):
+        return stated
+    try:
+        return msgspec.json.encode(stated).decode()
+    except OverflowError:
+        # An integer beyond 64 bits, which no tool would take either.
+        return None
+
+
+I = TypeVar("I", bound=Item)  # noqa: E741
+
+# How many open items are compared by content where names fail. Upstreams have a handful open at
+# once; without a bound a hostile stream could make the comparison quadratic.
+_WINDOW: Final = 16
+
+
+class Family(Generic[I]):
+    """The items of one family and the aliases they are known by."""
+
+    def __init__(self) -> None:
+        self.items: list[I] = []
+        # An insertion-ordered set of the items that are not done.
+        self.open: dict[I, None] = {}
+        self._by_id: dict[str, I] = {}
+        self._by_call_id: dict[str, I] = {}
+        self._by_index: dict[int, I] = {}
+
+    def add(self, item: I) -> None:
+        """Take in a new item; `register` gives it its names."""
+        self.items.append(item)
+        self.open[item] = None
+
+    def register(
+        self, item: I, item_id: str | None, index: int | None, call_id: str | None
+    ) -> None:
+        """Let the item be known by these names from now on, where they are free."""
+        if item_id and item.id is None:
+            item.id = item_id
+            self._by_id.setdefault(item_id, item)
+        if call_id:
+            item.call_id = item.call_id or call_id
+            self._by_call_id.setdefault(call_id, item)
+        if index is not None and item.index is None:
+            item.index = index
+            holder = self._by_index.setdefault(index, item)
+            # An index that is used again belongs to the newer item: some servers number every
+            # item 0, and deltas of an item that is done have nowhere to go anyway.
+            if holder.done:
+                self._by_index[index] = item
+
+    def finish(self, item: I) -> None:
+        """Freeze the item."""
+        item.done = True
+        self.open.pop(item, None)
+
+    def named(self, item_id: str | None, call_id: str | None) -> I | None:
+        """The item that is known by one of these two names."""
+        found = self._by_id.get(item_id) if item_id else None
+        if found is None and call_id:
+            found = self._by_call_id.get(call_id)
+        return found
+
+    def at(self, index: int | None) -> I | None:
+        """The item that is known by this `output_index`."""
+        return None if index is None else self._by_index.get(index)
+
+    def of_delta(self, item_id: str | None, index: int | None, call_id: str | None) -> I | None:
+        """The item that a delta belongs to.
+
+        A delta that is named by both id and index, neither of them known, belongs to an item that
+        was not announced, not to the open one.
+        """
+        found = self.named(item_id, call_id) or self.at(index)
+        if found is None and not (item_id and index is not None):
+            found = self._only_open()
+        return found
+
+    def of_statement(
+        self,
+        item_id: str | None,
+        index: int | None,
+        call_id: str | None,
+        agrees: Callable[[I], bool],
+        resembles: Callable[[I], bool] = lambda item: True,
+    ) -> I | None:
+        """The item that a `*.done` event or `output_item.done` speaks of.
+
+        These are known to carry a shifted `output_index` or a new id. So where the names fail,
+        agreement with what was received (`agrees`) outweighs a bare position, and a position is
+        taken only for an item that `resembles` the stated one.
+        """
+        if found := self.named(item_id, call_id):
+            return found
+        at_index = self.at(index)
+        if at_index is not None and agrees(at_index):
+            return at_index
+        for item in islice(self.open, _WINDOW):
+            if item.received and agrees(item):
+                return item
+        if at_index is not None and not at_index.done and resembles(at_index):
+            return at_index
+        only = None if item_id and index is not None else self._only_open()
+        return only if only is not None and resembles(only) else None
+
+    def _only_open(self) -> I | None:
+        return next(iter(self.open)) if len(self.open) == 1 else None
+
+    def match(self, snapshots: dict[int, OutputItem]) -> dict[int, I]:
+        """Find the known items among those of a terminal response, both keyed by position.
+
+        First by name; then, of what is left on both sides, by agreement at the same position, by
+        agreement in order, and by mere resemblance in order. What is not found is a new item.
+        """
+        found: dict[int, I] = {}
+        claimed: set[I] = set()
+        for position, snapshot in snapshots.items():
+            named = self.named(snapshot.id, snapshot.call_id)
+            if named is not None and named not in claimed:
+                found[position] = named
+                claimed.add(named)
+        for position, snapshot in snapshots.items():
+            item = self.at(position)
+            if position not in found and item is not None and item not in claimed:
+                if item.agrees(snapshot):
+                    found[position] = item
+                    claimed.add(item)
+        left = {item: None for item in self.items if item not in claimed and item.received}
+        for test in (_agrees, _resembles):
+            for position, snapshot in snapshots.items():
+                if position not in found:
+                    for item in islice(left, _WINDOW):
+                        if test(item, position, snapshot):
+                            found[position] = item
+                            del left[item]
+                            break
+        return found
+
+
+def _agrees(item: Item, position: int, snapshot: OutputItem) -> bool:
+    return item.agrees(snapshot)
+
+
+def _resembles(item: Item, position: int, snapshot: OutputItem) -> bool:
+    return item.resembles(position, snapshot)
