@@ -27,6 +27,11 @@ import msgspec
 from deltawire.responses import OutputItem
 
 
+def digest(text: str) -> bytes:
+    """What stands for a text that is not kept."""
+    return blake2b(text.encode(), digest_size=16).digest()
+
+
 class Sent:
     """How much of a text was received, as length (code points) and digest."""
 
@@ -47,8 +52,7 @@ class Sent:
             return final
         if len(final) < self.length:
             return None
-        prefix = final[: self.length].encode()
-        if blake2b(prefix, digest_size=16).digest() != self._digest.digest():
+        if digest(final[: self.length]) != self._digest.digest():
             return None
         return final[self.length :]
 
@@ -151,15 +155,20 @@ class Channel:
 
 
 class Item:
-    """What all items have: their names, and whether they are done (then frozen)."""
+    """What all items have: their names, and how far they are.
 
-    __slots__ = ("call_id", "diverged", "done", "id", "index")
+    A `done` item takes no more deltas. A `frozen` one was done with something in it, so that no
+    later snapshot adds to it either; an item that was closed empty may still be filled by one.
+    """
+
+    __slots__ = ("call_id", "diverged", "done", "frozen", "id", "index")
 
     def __init__(self) -> None:
         self.id: str | None = None
         self.index: int | None = None
         self.call_id: str | None = None
         self.done = False
+        self.frozen = False
         self.diverged = False
 
     @property
@@ -240,15 +249,26 @@ class CallItem(Item):
 
     `complete` is set once the arguments are whole; `opened` once the client was told of the call;
     until then, and while an earlier call is unfinished, its arguments wait in `waiting`.
+    `identified` is set once no better id for it is to be expected.
     """
 
-    __slots__ = ("arguments", "complete", "custom", "name", "opened", "position", "waiting")
+    __slots__ = (
+        "arguments",
+        "complete",
+        "custom",
+        "identified",
+        "name",
+        "opened",
+        "position",
+        "waiting",
+    )
 
     def __init__(self, *, custom: bool) -> None:
         super().__init__()
         self.arguments = Channel(self, Sink.ARGUMENTS)
         self.custom = custom
         self.name: str | None = None
+        self.identified = False
         self.opened = False
         self.complete = False
         self.position = -1
@@ -275,7 +295,22 @@ class CallItem(Item):
 class HostedItem(Item):
     """Whatever the provider runs itself, and what has no form in Chat Completions."""
 
-    __slots__ = ()
+    __slots__ = ("image",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        # The digest of the last image that was received of it.
+        self.image: bytes | None = None
+
+    @property
+    def received(self) -> bool:
+        return self.image is not None
+
+    def agrees(self, snapshot: OutputItem) -> bool:
+        return snapshot.result is not None and self.image == digest(snapshot.result)
+
+    def resembles(self, position: int, snapshot: OutputItem) -> bool:
+        return False
 
 
 def texts_of(snapshot: OutputItem) -> Iterator[str]:
@@ -351,9 +386,10 @@ class Family(Generic[I]):
             if holder.done:
                 self._by_index[index] = item
 
-    def finish(self, item: I) -> None:
-        """Freeze the item."""
+    def finish(self, item: I, *, stated: bool) -> None:
+        """The item is done; `stated`: and it was said what is in it."""
         item.done = True
+        item.frozen = item.frozen or stated or item.received
         self.open.pop(item, None)
 
     def named(self, item_id: str | None, call_id: str | None) -> I | None:

@@ -30,7 +30,6 @@ from __future__ import annotations
 import enum
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from hashlib import blake2b
 from itertools import chain
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple, TypeVar
@@ -71,6 +70,7 @@ from deltawire.items import (
     Sink,
     arguments_of,
     arguments_text,
+    digest,
     refusals_of,
     summaries_of,
     texts_of,
@@ -288,7 +288,6 @@ class ChatStream:
         self._calls_said = 0
         self._annotations_said = 0
         self._images_said = 0
-        self._image_digests: set[bytes] = set()
         self._held_logprobs: list[TokenLogprob] = []
 
         # The channel and part of the delta in hand, where it went the plainest way.
@@ -696,7 +695,7 @@ class ChatStream:
         for call in self._unfinished:
             if not (cut or call.custom or call.arguments.sent.length):
                 self._grow(call.arguments, call.arguments.streaming(0), "{}")
-            call.complete = True
+            call.complete = call.identified = True
         self._say_calls()
         for call in self._unfinished:
             # Without a name it is no call that a client could run.
@@ -715,7 +714,7 @@ class ChatStream:
 
     def _fail(self, failure: Failure) -> None:
         for call in self._unfinished:
-            if not call.opened and call.name and (call.call_id or call.id):
+            if not call.opened and call.name:
                 self._open_call(call)
         self._release_stops()
         if self.state in _ENDED:
@@ -823,7 +822,7 @@ class ChatStream:
         while self._unfinished:
             call = self._unfinished[0]
             if not call.opened:
-                if not call.name or not (call.call_id or call.id or call.complete):
+                if not (call.name and call.identified):
                     return
                 self._open_call(call)
             if not call.complete:
@@ -902,7 +901,7 @@ class ChatStream:
         rest = part.sent.remainder(text)
         stated = shapes.logprobs(given)[part.logprobs :]
         logprobs = self._count_logprobs(channel, part, stated)
-        if rest is None or (rest and channel.item.done):
+        if rest is None or (rest and channel.item.frozen):
             self._diverge(channel, len(text))
         elif rest:
             self._grow(channel, part, rest, logprobs)
@@ -915,7 +914,7 @@ class ChatStream:
         """Take in the whole text of a channel, in the parts that its item is stated to have."""
         whole = "".join(texts)
         rest = channel.sent.remainder(whole)
-        if rest is None or (rest and channel.item.done):
+        if rest is None or (rest and channel.item.frozen):
             self._diverge(channel, len(whole))
         elif rest:
             known = channel.sent.length
@@ -1062,8 +1061,7 @@ class ChatStream:
             if stated.annotations and not message.done:
                 self._cite(message, part, stated.annotations, known)
         self._release_stops()
-        if message.received or texts or refusals:
-            self._messages.finish(message)
+        self._messages.finish(message, stated=bool(texts or refusals))
 
     # Reasoning.
 
@@ -1126,8 +1124,7 @@ class ChatStream:
             self._state_all(reasoning.raw, raw)
         if summary:
             self._state_all(reasoning.summary, summary)
-        if reasoning.received or raw or summary:
-            self._reasonings.finish(reasoning)
+        self._reasonings.finish(reasoning, stated=bool(raw or summary))
 
     # Calls.
 
@@ -1222,12 +1219,13 @@ class ChatStream:
             self._state_arguments(call, text)
         if text is not None or call.arguments.sent.length:
             call.complete = True
-            self._calls.finish(call)
+        call.identified = True
+        self._calls.finish(call, stated=text is not None)
         self._say_calls()
 
     def _hand_to_provider(self, call: CallItem) -> None:
         """A call whose name, when it came, said that it is not the client's."""
-        self._calls.finish(call)
+        self._calls.finish(call, stated=True)
         self._unfinished.remove(call)
         self._begin_hosted(call.id, call.index, call.call_id)
         self._say_calls()
@@ -1244,25 +1242,29 @@ class ChatStream:
         return hosted
 
     def _on_partial_image(self, event: StreamEvent) -> None:
-        if event.partial_image_b64 and self._images == "partial":
-            self._say_image(event.partial_image_b64, event.output_format)
-        else:
+        if not event.partial_image_b64 or self._images != "partial":
             self._ignored += 1
-
-    def _say_image(self, result: str, output_format: str | None) -> None:
-        """Say an image, unless the same one was said before."""
-        digest = blake2b(result.encode(), digest_size=16).digest()
-        if digest in self._image_digests:
             return
-        self._image_digests.add(digest)
-        url = ImageURL(shapes.image_url(result, output_format))
-        image = ImageDelta(self._images_said, "image_url", url)
-        self._images_said += 1
-        self._say(Delta(images=[image]))
+        hosted = self._hosted.of_delta(event.item_id, event.output_index, None)
+        if hosted is None:
+            hosted = self._begin_hosted(event.item_id, event.output_index, None)
+        if not hosted.done:
+            self._say_image(hosted, event.partial_image_b64, event.output_format)
 
-    def _state_hosted(self, snapshot: OutputItem) -> None:
-        if snapshot.type == "image_generation_call" and snapshot.result and self._images:
-            self._say_image(snapshot.result, snapshot.output_format)
+    def _state_image(self, hosted: HostedItem, snapshot: OutputItem) -> None:
+        if snapshot.result and self._images and not hosted.done:
+            self._say_image(hosted, snapshot.result, snapshot.output_format)
+        self._hosted.finish(hosted, stated=True)
+
+    def _say_image(self, hosted: HostedItem, result: str, output_format: str | None) -> None:
+        """Say an image, unless it is the partial one that was said last."""
+        image = digest(result)
+        if hosted.image != image:
+            hosted.image = image
+            url = ImageURL(shapes.image_url(result, output_format))
+            delta = ImageDelta(self._images_said, "image_url", url)
+            self._images_said += 1
+            self._say(Delta(images=[delta]))
 
     # Items as a whole.
 
@@ -1282,6 +1284,7 @@ class ChatStream:
             call = _announced(self._calls, item, index) or self._begin_call(
                 item.id, index, item.call_id, item.name, custom=item.type == "custom_tool_call"
             )
+            call.identified = bool(call.call_id or call.id)
             self._prefill(call.arguments, call.arguments.streaming(0), arguments_of(item) or "")
             self._say_calls()
         else:
@@ -1304,8 +1307,9 @@ class ChatStream:
             self._state_reasoning(reasoning or self._begin_reasoning(item.id, index), item)
         elif item.type in ("function_call", "custom_tool_call"):
             self._state_tool(_stated(self._calls, item, index), item, index)
-        else:
-            self._state_hosted(item)
+        elif item.type == "image_generation_call":
+            hosted = _stated(self._hosted, item, index)
+            self._state_image(hosted or self._begin_hosted(item.id, index, None), item)
 
     def _state_tool(self, call: CallItem | None, item: OutputItem, index: int | None) -> None:
         if call is None and self._is_call(item):
@@ -1320,6 +1324,7 @@ class ChatStream:
         messages = self._messages.match(_of_type(output, "message"))
         reasonings = self._reasonings.match(_of_type(output, "reasoning"))
         calls = self._calls.match(_of_type(output, "function_call", "custom_tool_call"))
+        images = self._hosted.match(_of_type(output, "image_generation_call"))
         for position, item in enumerate(output):
             if item.type == "message":
                 message = messages.get(position)
@@ -1330,8 +1335,9 @@ class ChatStream:
                 self._state_reasoning(reasoning or self._begin_reasoning(item.id, None), item)
             elif item.type in ("function_call", "custom_tool_call"):
                 self._state_tool(calls.get(position), item, None)
-            else:
-                self._state_hosted(item)
+            elif item.type == "image_generation_call":
+                hosted = images.get(position)
+                self._state_image(hosted or self._begin_hosted(item.id, None, None), item)
 
 
 def _whole_pairs(text: str) -> tuple[str, str]:

@@ -1,0 +1,307 @@
+"""The laws of `ChatStream`: DESIGN's invariants over generated streams and over hostile bytes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, note, target
+from hypothesis import strategies as st
+
+from deltawire import ChatStream, Chunk, Done, Event, Failure, LocalProtocolError, State
+from deltawire.stream import TRANSITIONS
+from deltawire.testing import Answer, Expected, Habits, Truncated, expected, write_frames
+from deltawire.testing.strategies import (
+    answers,
+    habits,
+    hostile_bytes,
+    readable,
+    slicings,
+    streams,
+    texts,
+)
+from wire import (
+    SHARED,
+    added,
+    arguments_delta,
+    call,
+    created,
+    deltas,
+    done,
+    frame,
+    message,
+    parsed,
+    plain,
+    receive,
+    stream_of,
+    terminal,
+    text_delta,
+)
+
+OPTIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        "include_usage": st.booleans(),
+        "client_tools": st.lists(st.sampled_from(["a", "b", "x_keyword_search"])),
+        "reasoning": st.sampled_from(["reasoning_content", "reasoning", None]),
+        "commentary": st.sampled_from(["reasoning", "content", "drop"]),
+        "images": st.sampled_from(["final", "partial", None]),
+        "stop": st.lists(texts(3), max_size=2),
+        "max_event_size": st.sampled_from([16, 64, 300, 2000]),
+    },
+)
+
+
+def received(pieces: list[bytes], **options: Any) -> tuple[ChatStream, list[Event]]:
+    stream = ChatStream(**options)
+    events = [event for piece in pieces for event in stream.receive_data(piece)]
+    return stream, events + stream.receive_eof()
+
+
+def translated(pieces: list[bytes], **options: Any) -> tuple[ChatStream, bytes]:
+    stream = ChatStream(**options)
+    frames = b"".join([stream.translate(piece) for piece in pieces])
+    return stream, frames + stream.translate_eof()
+
+
+def joined(events: list[Event]) -> dict[str, Any]:
+    """All the deltas of a stream, put together by a reader that knows nothing of the stream."""
+    shown: dict[str, Any] = {
+        "content": "",
+        "refusal": "",
+        "reasoning": "",
+        "tool_calls": [],
+        "annotations": [],
+        "images": [],
+        "logprobs": [],
+        "finish_reason": None,
+        "usage": None,
+    }
+    for event in events:
+        if not isinstance(event, Chunk):
+            continue
+        value = event.to_dict()
+        shown["usage"] = value.get("usage") or shown["usage"]
+        for choice in value["choices"]:
+            delta = choice["delta"]
+            shown["content"] += delta.get("content", "")
+            shown["refusal"] += delta.get("refusal", "")
+            shown["reasoning"] += delta.get("reasoning_content", "")
+            for each in delta.get("tool_calls", []):
+                if "id" in each:
+                    assert each["index"] == len(shown["tool_calls"])
+                    shown["tool_calls"].append([each["id"], each["function"]["name"], ""])
+                assert each["index"] == len(shown["tool_calls"]) - 1, "calls are interleaved"
+                shown["tool_calls"][-1][2] += each["function"]["arguments"]
+            shown["annotations"] += delta.get("annotations", [])
+            shown["images"] += delta.get("images", [])
+            for token in choice.get("logprobs", {"content": []})["content"]:
+                shown["logprobs"].append({k: v for k, v in token.items() if k != "top_logprobs"})
+            assert not (choice["finish_reason"] and shown["finish_reason"])
+            shown["finish_reason"] = choice["finish_reason"] or shown["finish_reason"]
+    shown["tool_calls"] = [tuple(each) for each in shown["tool_calls"]]
+    return shown
+
+
+def check_shown(stream: ChatStream, events: list[Event], promised: Expected) -> None:
+    shown = joined(events)
+    if promised.partial:
+        assert isinstance(events[-1], Failure)
+        for key in ("content", "refusal"):
+            assert getattr(promised, key).startswith(shown[key])
+        return
+    for key in ("content", "refusal", "reasoning", "finish_reason"):
+        assert shown[key] == getattr(promised, key), key
+    for key in ("tool_calls", "images", "logprobs"):
+        assert shown[key] == list(getattr(promised, key)), key
+    citations = sorted(json.dumps(each["url_citation"]) for each in shown["annotations"])
+    assert citations == sorted(json.dumps(each["url_citation"]) for each in promised.annotations)
+    assert stream.divergences == []
+    assert (stream.usage is None) == (promised.usage is None)
+    if promised.failure is None:
+        assert isinstance(events[-1], Done)
+        assert shown["usage"] == promised.usage
+    else:
+        failure = events[-1]
+        assert isinstance(failure, Failure)
+        assert failure.code == promised.failure.code
+        if promised.failure.message is not None:
+            assert failure.message == promised.failure.message
+
+
+@given(streams())
+def test_nothing_is_lost_doubled_or_invented(case: tuple[Answer, Habits, bytes]) -> None:
+    answer, ways, data = case
+    note(data.decode(errors="replace"))
+    stream, events = received([data], include_usage=True)
+    check_shown(stream, events, expected(answer))
+
+
+@given(streams(), OPTIONS, st.data())
+def test_slicing_does_not_matter(
+    case: tuple[Answer, Habits, bytes], options: dict[str, Any], draw: st.DataObject
+) -> None:
+    _, _, data = case
+    pieces = draw.draw(slicings(data))
+    whole, events = received([data], **options)
+    sliced, same = received(pieces, **options)
+    assert same == events
+    assert sliced.divergences == whole.divergences
+    assert sliced.ignored_events == whole.ignored_events
+
+
+@given(streams(), OPTIONS, st.data())
+def test_both_renderings_say_the_same(
+    case: tuple[Answer, Habits, bytes], options: dict[str, Any], draw: st.DataObject
+) -> None:
+    _, _, data = case
+    pieces = draw.draw(slicings(data))
+    one, events = received(pieces, **options)
+    other, frames = translated(pieces, **options)
+    assert parsed(frames) == plain(events)
+    for name in ("state", "usage", "failure", "divergences", "ignored_events", "wants_close"):
+        assert getattr(one, name) == getattr(other, name), name
+
+
+@given(streams(), OPTIONS)
+def test_one_event_per_call_says_the_same(
+    case: tuple[Answer, Habits, bytes], options: dict[str, Any]
+) -> None:
+    answer, ways, data = case
+    pieces = write_frames(answer, ways)
+    _, events = received(pieces, **options)
+    assert parsed(translated(pieces, **options)[1]) == plain(events)
+
+
+@given(hostile_bytes(), OPTIONS, st.data())
+def test_every_byte_string_is_a_legal_call(
+    data: bytes, options: dict[str, Any], draw: st.DataObject
+) -> None:
+    pieces = draw.draw(slicings(data))
+    whole, events = received([data], **options)
+    sliced, same = received(pieces, **options)
+    assert same == events
+    _, frames = translated(pieces, **options)
+    assert parsed(frames) == plain(events)
+    check_manners(events, include_usage=options.get("include_usage", False))
+    assert whole.state is State.CLOSED
+
+
+def check_manners(events: list[Event], *, include_usage: bool) -> None:
+    """What clients demand of any stream, whatever is said in it (CLIENTS.md 1-10)."""
+    *said, end = events
+    assert isinstance(end, (Done, Failure)), "exactly one end"
+    assert all(isinstance(event, Chunk) for event in said), "and nothing after it"
+    chunks = [event.to_dict() for event in said]
+    for event in events:
+        event.to_wire().decode()
+    assert len({(each["id"], each["created"], each["model"]) for each in chunks}) <= 1
+    assert all(each["id"] and each["model"] for each in chunks)
+    if chunks:
+        first = {"role": "assistant", "content": ""}
+        assert chunks[0]["choices"][0]["delta"] == first
+    finished = [each for each in chunks for c in each["choices"] if c["finish_reason"]]
+    assert len(finished) == (0 if isinstance(end, Failure) else 1)
+    opened: list[str] = []
+    for each in chunks[1:]:
+        assert ("usage" in each) == include_usage
+        for choice in each["choices"]:
+            delta = choice["delta"]
+            assert "role" not in delta
+            assert "" not in delta.values()
+            assert None not in delta.values()
+            for one in delta.get("tool_calls", []):
+                if "id" in one:
+                    assert one["id"]
+                    assert one["function"]["name"]
+                    opened.append(one["id"])
+                assert one["index"] == len(opened) - 1
+    if isinstance(end, Done):
+        tail = chunks[-2:] if chunks[-1]["choices"] == [] else chunks[-1:]
+        assert tail[0]["choices"][0]["delta"] == {}
+        assert tail[0]["choices"][0]["finish_reason"]
+
+
+@given(streams(), OPTIONS)
+def test_every_stream_has_the_manners_that_clients_demand(
+    case: tuple[Answer, Habits, bytes], options: dict[str, Any]
+) -> None:
+    _, events = received([case[2]], **options)
+    check_manners(events, include_usage=options.get("include_usage", False))
+
+
+@given(answers(), habits())
+def test_a_delta_is_said_in_the_call_that_brought_it(answer: Answer, ways: Habits) -> None:
+    """What a call returns is what the events up to it make, whatever comes after."""
+    frames = write_frames(answer, readable(ways, answer))
+    stream = ChatStream()
+    said: list[Event] = []
+    for count, piece in enumerate(frames, 1):
+        said += stream.receive_data(piece)
+        alone = ChatStream()
+        assert alone.receive_data(b"".join(frames[:count])) == said
+
+
+@given(streams(), st.data())
+def test_bytes_that_end_too_early_are_a_failure(
+    case: tuple[Answer, Habits, bytes], draw: st.DataObject
+) -> None:
+    _, _, data = case
+    cut = draw.draw(st.integers(0, len(data)))
+    stream = ChatStream()
+    events = stream.receive_data(data[:cut])
+    ended = stream.state in (State.COMPLETED, State.INCOMPLETE, State.FAILED)
+    rest = stream.receive_eof()
+    if ended:
+        assert rest == []
+    else:
+        # A last event without its blank line counts, so the stream may still have ended well.
+        end = rest[-1]
+        assert isinstance(end, (Failure, Done))
+        if b"[DONE]" not in data[cut - 10 : cut] and data[:cut].endswith((b"\n\n", b"}\n")):
+            assert isinstance(end, Failure) or data[:cut].endswith(b"}\n")
+
+
+@given(streams())
+def test_what_comes_after_the_end_is_ignored_and_counted(
+    case: tuple[Answer, Habits, bytes],
+) -> None:
+    answer, ways, data = case
+    if isinstance(answer.end, Truncated) or not ways.final_blank_line:
+        return
+    stream = ChatStream()
+    stream.receive_data(data)
+    before = stream.ignored_events
+    late = stream_of(created(id="resp_2"), text_delta("late"), terminal())
+    assert stream.receive_data(late) == []
+    assert stream.ignored_events == before + 3
+    assert stream.receive_eof() == []
+
+
+@given(texts(60), st.lists(st.text("ab \n", min_size=1, max_size=4), min_size=1, max_size=3))
+def test_content_ends_before_the_first_stop_sequence(text: str, stops: list[str]) -> None:
+    text = text.replace("\x00", "a") + "ab b\na"
+    places = [text.find(stop) for stop in stops if stop in text]
+    frames = [created(), added(0, message()), *(text_delta(each) for each in text)]
+    stream, events = receive(stream_of(*frames, terminal(output=[message(text)])), stop=stops)
+    assert joined(events)["content"] == text[: min(places, default=len(text))]
+    assert joined(events)["finish_reason"] == "stop"
+    assert stream.wants_close == bool(places)
+
+
+def test_calls_after_the_end_are_the_callers_mistake() -> None:
+    stream = ChatStream()
+    stream.receive_eof()
+    for use in (stream.receive_data, stream.translate):
+        with pytest.raises(LocalProtocolError, match="closed"):
+            use(b"data: x\n\n")
+    for end in (stream.receive_eof, stream.translate_eof):
+        with pytest.raises(LocalProtocolError, match="closed"):
+            end()
+
+
+def test_every_state_and_signal_is_in_the_table() -> None:
+    assert set(TRANSITIONS) == set(State)
+    reached = {State.IDLE} | {after for row in TRANSITIONS.values() for after in row.values()}
+    assert reached == set(State)
