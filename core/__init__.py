@@ -10,6 +10,7 @@ from deltawire.chat import (
     ChatCompletionChunk,
     Chunk,
     Done,
+    Event,
     Failure,
     Usage,
 )
@@ -22,8 +23,9 @@ from deltawire.errors import (
     RemoteProtocolError,
     UpstreamError,
 )
+from deltawire.output import Divergence
 from deltawire.sse import DEFAULT_MAX_EVENT_SIZE, ServerSentEvent, SSEDecoder
-from deltawire.stream import ChatStream, Divergence, Event, State
+from deltawire.stream import ChatStream, State
 
 __all__ = [
     "DEFAULT_MAX_EVENT_SIZE",

@@ -207,6 +207,10 @@ class Done(Struct, frozen=True):
         return b"data: [DONE]\n\n"
 
 
+Event = Chunk | Failure | Done
+"""What a stream consists of."""
+
+
 class Function(Struct):
     """`arguments` is JSON text for a function, the raw input for a custom tool."""
 

@@ -13,7 +13,7 @@ import msgspec
 
 from deltawire import chat
 from deltawire.errors import UpstreamError
-from deltawire.stream import ChatStream, Event
+from deltawire.stream import ChatStream
 
 
 class ChatCompletionFold:
@@ -34,7 +34,7 @@ class ChatCompletionFold:
         self._finish_reason: chat.FinishReason | None = None
         self._usage: chat.Usage | None = None
 
-    def add(self, event: Event) -> None:
+    def add(self, event: chat.Event) -> None:
         """Take in the next event. Raises UpstreamError on a Failure."""
         if isinstance(event, chat.Failure):
             raise UpstreamError(event, self.completion)
@@ -96,7 +96,7 @@ def _call(opening: chat.ToolCallDelta, arguments: list[str]) -> chat.ToolCall:
     return chat.ToolCall(opening.id or "", "function", chat.Function(name, "".join(arguments)))
 
 
-def fold(events: Iterable[Event]) -> chat.ChatCompletion:
+def fold(events: Iterable[chat.Event]) -> chat.ChatCompletion:
     """The completion that a whole stream of events makes.
 
     Raises UpstreamError, with what had come until then, if the stream failed.

@@ -1,0 +1,241 @@
+"""`ChunkWriter`: what is said to the client, chunk by chunk, in the manner clients demand.
+
+It keeps the promises that hold for every stream whatever upstream does: one identity on all chunks,
+the role chunk first, dense indexes, a blank line between blocks of reasoning, no text after a stop
+sequence, exactly one end. What is to be said, and when, is decided in `output` and `stream`, which
+are its only callers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from typing import Final, Literal
+
+import msgspec
+
+from deltawire import shapes
+from deltawire.chat import (
+    AnnotationDelta,
+    ChatCompletionChunk,
+    Chunk,
+    ChunkChoice,
+    ChunkWithUsage,
+    Delta,
+    Done,
+    Event,
+    Failure,
+    FinishReason,
+    FunctionDelta,
+    ImageDelta,
+    ImageURL,
+    Logprobs,
+    TokenLogprob,
+    ToolCallDelta,
+    UrlCitation,
+    Usage,
+)
+from deltawire.items import Sink
+from deltawire.responses import Response
+from deltawire.stops import StopSequences
+
+# Stands for the text in a frame while the frame is being prepared; encoded, it cannot be mistaken.
+_MARK: Final = "\0"
+
+
+class ChunkWriter:
+    """The chunks of one completion. After its end, whatever it is told is not said."""
+
+    def __init__(
+        self,
+        *,
+        include_usage: bool,
+        reasoning: Literal["reasoning_content", "reasoning"] | None,
+        stop: Iterable[str],
+        default_id: str,
+        default_created: int,
+        default_model: str,
+    ) -> None:
+        self._include_usage = include_usage
+        self._reasoning_key = reasoning
+        self._stops = StopSequences(stop) if any(stop) else None
+        self._defaults = (default_id, default_created, default_model)
+        self._id: str | None = None
+        self._created: int | None = None
+        self._model: str | None = None
+        self._reasoning_block: Hashable | None = None
+        self._held_logprobs: list[TokenLogprob] = []
+        self._annotations = 0
+        self._images = 0
+        self.out: list[Event] = []
+        """What was said since somebody last took it away."""
+        self.started = False
+        """The role chunk was said."""
+        self.ended = False
+        """The finish or a failure was said."""
+        self.stopped = False
+        """The content ended at a stop sequence."""
+        self.calls = 0
+        """How many tool calls were opened."""
+
+    @property
+    def id(self) -> str:
+        """The id of every chunk."""
+        return self._defaults[0] if self._id is None else self._id
+
+    @property
+    def created(self) -> int:
+        """Unix seconds, the same on every chunk."""
+        return self._defaults[1] if self._created is None else self._created
+
+    @property
+    def model(self) -> str:
+        """The model on every chunk."""
+        return self._defaults[2] if self._model is None else self._model
+
+    @property
+    def holds_content(self) -> bool:
+        """Whether content may be held back, in case it begins a stop sequence."""
+        return self._stops is not None
+
+    def identify(self, response: Response) -> None:
+        """Fill in what is not known yet; after the first chunk, nothing changes any more."""
+        if self.started:
+            return
+        if self._id is None and response.id:
+            self._id = "chatcmpl-" + response.id.removeprefix("resp_")
+        if self._created is None:
+            self._created = shapes.count(response.created_at)
+        if self._model is None:
+            self._model = response.model or None
+
+    def content(self, text: str, logprobs: list[TokenLogprob]) -> None:
+        """Say content, up to the first stop sequence."""
+        if self._stops is None:
+            self._say(Delta(content=text), logprobs=logprobs)
+        else:
+            self._held_logprobs += logprobs
+            self._say_until_stop(*self._stops.feed(text))
+
+    def release(self) -> None:
+        """Say the content that was held back: nothing follows that could complete a stop."""
+        if self._stops is not None:
+            self._say_until_stop(*self._stops.release())
+
+    def _say_until_stop(self, text: str, hit: bool) -> None:
+        if text:
+            held, self._held_logprobs = self._held_logprobs, []
+            self._say(Delta(content=text), logprobs=held)
+        if hit and not self.ended:
+            self.stopped = True
+            self.finish("stop", None)
+
+    def logprobs(self, logprobs: list[TokenLogprob]) -> None:
+        """Say logprobs that came after their content."""
+        self._say(Delta(), logprobs=logprobs)
+
+    def refusal(self, text: str) -> None:
+        """Say a piece of a refusal."""
+        self._say(Delta(refusal=text))
+
+    def reasoning(self, text: str, block: Hashable) -> None:
+        """Say a piece of reasoning; another block than the last begins after a blank line."""
+        if self._reasoning_block not in (None, block):
+            text = "\n\n" + text
+        self._reasoning_block = block
+        self._say(self._reasoning_delta(text))
+
+    def _reasoning_delta(self, text: str) -> Delta:
+        if self._reasoning_key == "reasoning":
+            return Delta(reasoning=text)
+        return Delta(reasoning_content=text)
+
+    def open_call(self, call_id: str | None, name: str) -> int:
+        """Open the next tool call; its index. An id is made where upstream gave none."""
+        index = self.calls
+        self.calls += 1
+        opening = ToolCallDelta(
+            index,
+            id=call_id or f"call_{self.id.removeprefix('chatcmpl-')}_{index}",
+            type="function",
+            function=FunctionDelta(name=name, arguments=""),
+        )
+        self._say(Delta(tool_calls=[opening]))
+        return index
+
+    def arguments(self, text: str, index: int) -> None:
+        """Say a piece of the arguments of an open call."""
+        self._say(_arguments_delta(text, index))
+
+    def annotation(self, citation: UrlCitation) -> None:
+        """Say a citation."""
+        delta = AnnotationDelta(self._annotations, "url_citation", citation)
+        self._annotations += 1
+        self._say(Delta(annotations=[delta]))
+
+    def image(self, url: str) -> None:
+        """Say an image."""
+        delta = ImageDelta(self._images, "image_url", ImageURL(url))
+        self._images += 1
+        self._say(Delta(images=[delta]))
+
+    def finish(self, reason: FinishReason, usage: Usage | None) -> None:
+        """Say the finish, the usage if it is asked for and known, and that it is done."""
+        self._say(Delta(), finish_reason=reason)
+        if not self.ended:
+            self.ended = True
+            if self._include_usage and usage is not None:
+                self.out.append(self._chunk([], usage))
+            self.out.append(Done())
+
+    def fail(self, failure: Failure) -> None:
+        """Say the failure; nothing follows it."""
+        self.release()
+        if not self.ended:
+            self.ended = True
+            self.out.append(failure)
+
+    def _say(
+        self,
+        delta: Delta,
+        *,
+        finish_reason: FinishReason | None = None,
+        logprobs: list[TokenLogprob] | None = None,
+    ) -> None:
+        """Put out a chunk, and the role chunk before the first."""
+        if delta.content is None:
+            # What was held back in case it began a stop sequence was before this.
+            self.release()
+        if self.ended:
+            return
+        if not self.started:
+            self.started = True
+            role = Delta(role="assistant", content="")
+            self.out.append(self._chunk([ChunkChoice(0, role, None)]))
+        choice = ChunkChoice(0, delta, finish_reason, Logprobs(logprobs) if logprobs else None)
+        self.out.append(self._chunk([choice]))
+
+    def _chunk(self, choices: list[ChunkChoice], usage: Usage | None = None) -> Chunk:
+        kind: Final = "chat.completion.chunk"
+        if self._include_usage:
+            return ChunkWithUsage(self.id, kind, self.created, self.model, choices, usage=usage)
+        return ChatCompletionChunk(self.id, kind, self.created, self.model, choices)
+
+    def frame_around(self, sink: Sink, index: int) -> tuple[bytes, bytes]:
+        """What stands before and after the text in the frame of a delta for `sink`.
+
+        `index` is that of the tool call; the frame is that of a delta in the middle of its block.
+        """
+        delta = Delta(content=_MARK)
+        if sink is Sink.REFUSAL:
+            delta = Delta(refusal=_MARK)
+        elif sink is Sink.REASONING:
+            delta = self._reasoning_delta(_MARK)
+        elif sink is Sink.ARGUMENTS:
+            delta = _arguments_delta(_MARK, index)
+        frame = self._chunk([ChunkChoice(0, delta, None)]).to_wire()
+        prefix, _, suffix = frame.rpartition(msgspec.json.encode(_MARK))
+        return prefix, suffix
+
+
+def _arguments_delta(text: str, index: int) -> Delta:
+    return Delta(tool_calls=[ToolCallDelta(index, function=FunctionDelta(arguments=text))])
