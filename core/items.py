@@ -458,11 +458,10 @@ class Family(Generic[I]):
                 found[position] = named
                 claimed.add(named)
         for position, snapshot in snapshots.items():
-            item = self.at(position)
-            if position not in found and item is not None and item not in claimed:
-                if item.agrees(snapshot):
-                    found[position] = item
-                    claimed.add(item)
+            item = None if position in found else self.at(position)
+            if item is not None and item not in claimed and item.agrees(snapshot):
+                found[position] = item
+                claimed.add(item)
         left = {item: None for item in self.items if item not in claimed and item.received}
         for test in (_agrees, _resembles):
             for position, snapshot in snapshots.items():

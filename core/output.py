@@ -597,10 +597,11 @@ class Output:
 
     def _hand_to_provider(self, call: CallItem) -> None:
         """A call whose name, when it came, said that it is not the client's."""
-        self._calls.finish(call, stated=True)
-        self._unfinished.remove(call)
-        self._begin_hosted(call.id, call.index, call.call_id)
-        self._say_calls()
+        if not call.done:
+            self._calls.finish(call, stated=True)
+            self._unfinished.remove(call)
+            self._begin_hosted(call.id, call.index, call.call_id)
+            self._say_calls()
 
     # Everything else an item can be.
 

@@ -124,6 +124,8 @@ _MAX_SPLICED: Final = 4096
 
 # Enough of a body that is no event stream to recognize it in an error message.
 _HEAD_SIZE: Final = 64
+# White space, and the bytes of a byte order mark.
+_BLANK: Final = b"\xef\xbb\xbf \t\r\n"
 
 _LF: Final = ord("\n")
 
@@ -273,7 +275,7 @@ class ChatStream:
         events = self._writer.out = []
         self._receive_rest()
         if self.state not in _ENDED:
-            self._end_of_upstream()
+            self._end_of_upstream(self._end_of_bytes())
         self._advance(Signal.EOF)
         return events
 
@@ -370,7 +372,7 @@ class ChatStream:
         neither white space nor a byte order mark decides.
         """
         if self._body is None:
-            more = data if self._head else data.lstrip(b"\xef\xbb\xbf \t\r\n")
+            more = data if self._head else data.lstrip(_BLANK)
             if self._head or not more.startswith(b"{"):
                 self._head = (self._head + more[:_HEAD_SIZE])[:_HEAD_SIZE]
                 return data
@@ -388,6 +390,7 @@ class ChatStream:
             self._body = None
             if self._receive_bare(body):
                 return
+            self._head = body.lstrip(_BLANK)[:_HEAD_SIZE]
             # A stream may begin with a line that only looks like JSON; nothing of it is lost.
             for sse in self._decode_again(body):
                 self._receive(sse)
@@ -442,7 +445,7 @@ class ChatStream:
             self._ignored += 1
             return
         if sse.data == b"[DONE]":
-            self._end_of_upstream()
+            self._end_of_upstream("the upstream said [DONE] without a terminal event")
             return
         event = parse(sse.data, StreamEvent)
         if event is None:
@@ -495,20 +498,19 @@ class ChatStream:
             return False
         return True
 
-    def _end_of_upstream(self) -> None:
+    def _end_of_upstream(self, how: str) -> None:
         """Upstream stopped; without a terminal event before, that is a failure."""
         if (response := self._early_end) is not None:
             self._end(response.status or "", response)
-            return
-        detail = ""
-        if self.state is State.IDLE:
-            detail = f"; its body begins with {self._head!r}" if self._head else "; it was empty"
-        self._fail(
-            Failure(
-                f"the upstream's stream ended without a terminal event{detail}",
-                type=shapes.UPSTREAM_ERROR,
-                code=shapes.TRUNCATED,
-            )
+        else:
+            self._fail(Failure(how, type=shapes.UPSTREAM_ERROR, code=shapes.TRUNCATED))
+
+    def _end_of_bytes(self) -> str:
+        how = "the upstream's stream ended without a terminal event"
+        if self.state is not State.IDLE:
+            return how
+        return (
+            f"{how}; its body begins with {self._head!r}" if self._head else f"{how}: it is empty"
         )
 
     # The life of the response.

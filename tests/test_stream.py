@@ -305,3 +305,45 @@ def test_every_state_and_signal_is_in_the_table() -> None:
     assert set(TRANSITIONS) == set(State)
     reached = {State.IDLE} | {after for row in TRANSITIONS.values() for after in row.values()}
     assert reached == set(State)
+
+
+class TestFound:
+    """Counter-examples that the laws found, and stay."""
+
+    def test_a_call_that_turns_out_to_be_the_providers_is_stated_twice(self) -> None:
+        item = {"type": "custom_tool_call", "id": "ct_1", "call_id": "c", "name": "A", "input": ""}
+        delta = {"type": "response.custom_tool_call_input.done", "item_id": "ct_1", "input": "x"}
+        _, events = receive(
+            stream_of(created(), delta, done(0, item), terminal(output=[item])), client_tools=[]
+        )
+        assert joined(events)["tool_calls"] == []
+        assert joined(events)["finish_reason"] == "stop"
+
+    def test_two_images_with_the_same_data_are_two_images(self) -> None:
+        images = [{"type": "image_generation_call", "id": f"ig_{n}", "result": "AA"} for n in "12"]
+        _, events = receive(
+            stream_of(
+                created(),
+                *(done(index, image) for index, image in enumerate(images)),
+                terminal(output=images),
+            )
+        )
+        assert [each["index"] for each in joined(events)["images"]] == [0, 1]
+
+    def test_an_unannounced_call_waits_for_its_call_id(self) -> None:
+        end = {
+            "type": "response.function_call_arguments.done",
+            "item_id": "fc_1",
+            "output_index": 0,
+            "name": "weather",
+            "arguments": "{}",
+        }
+        _, events = receive(stream_of(created(), end, done(0, call("{}")), terminal()))
+        assert joined(events)["tool_calls"] == [("call_1", "weather", "{}")]
+
+    def test_the_end_by_marker_says_the_same_in_every_slicing(self) -> None:
+        data = b"data:[DONE]\n\n" + stream_of(terminal())
+        _, whole = received([data])
+        _, sliced = received([data[at : at + 1] for at in range(len(data))])
+        assert whole == sliced
+        assert "[DONE]" in str(whole[0])
