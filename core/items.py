@@ -15,6 +15,7 @@ Nothing here emits anything; `stream.py` asks and acts.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -154,14 +155,14 @@ class Channel:
         return part
 
 
-class Item:
+class Item(ABC):
     """What all items have: their names, and how far they are.
 
     A `done` item takes no more deltas. A `frozen` one was done with something in it, so that no
     later snapshot adds to it either; an item that was closed empty may still be filled by one.
     """
 
-    __slots__ = ("call_id", "diverged", "done", "frozen", "id", "index")
+    __slots__ = ("call_id", "channels", "diverged", "done", "frozen", "id", "index")
 
     def __init__(self) -> None:
         self.id: str | None = None
@@ -170,20 +171,16 @@ class Item:
         self.done = False
         self.frozen = False
         self.diverged = False
-
-    @property
-    def channels(self) -> tuple[Channel, ...]:
-        """Every channel of the item."""
-        return ()
+        self.channels: tuple[Channel, ...] = ()
 
     @property
     def received(self) -> bool:
         """Whether any text of the item was received."""
         return any(channel.sent.length for channel in self.channels)
 
+    @abstractmethod
     def agrees(self, snapshot: OutputItem) -> bool:
         """Whether `snapshot` may be a later form of what was received of this item."""
-        return True
 
     def announced_as(self, item: OutputItem) -> bool:
         """Whether an item announced in the place of this one may be this one."""
@@ -206,11 +203,8 @@ class MessageItem(Item):
         super().__init__()
         self.text = Channel(self, sink)
         self.refusal = Channel(self, Sink.REFUSAL)
+        self.channels = (self.text, self.refusal)
         self.cited: Counter[tuple[str, int | None, int | None]] = Counter()
-
-    @property
-    def channels(self) -> tuple[Channel, ...]:
-        return (self.text, self.refusal)
 
     def agrees(self, snapshot: OutputItem) -> bool:
         text = "".join(texts_of(snapshot))
@@ -230,10 +224,7 @@ class ReasoningItem(Item):
         super().__init__()
         self.raw = Channel(self, sink)
         self.summary = Channel(self, sink)
-
-    @property
-    def channels(self) -> tuple[Channel, ...]:
-        return (self.raw, self.summary)
+        self.channels = (self.raw, self.summary)
 
     def agrees(self, snapshot: OutputItem) -> bool:
         raw = "".join(texts_of(snapshot))
@@ -266,6 +257,7 @@ class CallItem(Item):
     def __init__(self, *, custom: bool) -> None:
         super().__init__()
         self.arguments = Channel(self, Sink.ARGUMENTS)
+        self.channels = (self.arguments,)
         self.custom = custom
         self.name: str | None = None
         self.identified = False
@@ -273,10 +265,6 @@ class CallItem(Item):
         self.complete = False
         self.position = -1
         self.waiting: list[str] = []
-
-    @property
-    def channels(self) -> tuple[Channel, ...]:
-        return (self.arguments,)
 
     def agrees(self, snapshot: OutputItem) -> bool:
         if self.name is not None and self.name != snapshot.name:
@@ -340,8 +328,8 @@ def arguments_text(stated: object) -> str | None:
         return stated
     try:
         return msgspec.json.encode(stated).decode()
-    except OverflowError:
-        # An integer beyond 64 bits, which no tool would take either.
+    except RecursionError:
+        # Deeper nesting than can be written, which no tool would take either.
         return None
 
 

@@ -156,10 +156,11 @@ class Output:
             if not (cut or call.custom or call.arguments.sent.length):
                 self._grow(call.arguments, call.arguments.streaming(0), "{}")
             call.complete = call.identified = True
+            if not call.name:
+                # No client could run it; the calls behind it must not wait for it.
+                self._diverge(call.arguments, 0)
+        self._unfinished = deque(call for call in self._unfinished if call.name)
         self._say_calls()
-        for call in self._unfinished:
-            # Without a name it is no call that a client could run.
-            self._diverge(call.arguments, 0)
         self._writer.release()
 
     def abandon(self) -> None:
@@ -172,11 +173,9 @@ class Output:
 
     def _delta(self, channel: Channel, index: int | None, event: StreamEvent) -> None:
         """Take in text that is new."""
-        if not event.delta and not event.logprobs:
-            self.ignored += 1
-            return
-        part = channel.streaming(index)
-        if channel.item.done or part.closed:
+        nothing = not event.delta and not event.logprobs
+        part = None if nothing or channel.item.done else channel.streaming(index)
+        if part is None or part.closed:
             self.ignored += 1
             return
         text, part.half = _whole_pairs(part.half + (event.delta or ""))

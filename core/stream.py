@@ -128,6 +128,7 @@ _HEAD_SIZE: Final = 64
 _BLANK: Final = b"\xef\xbb\xbf \t\r\n"
 
 _LF: Final = ord("\n")
+_CR: Final = ord("\r")
 
 
 class _Route(NamedTuple):
@@ -281,7 +282,7 @@ class ChatStream:
 
     def translate(self, data: bytes) -> bytes:
         """As `receive_data`, rendered as server-sent events."""
-        if _LF not in data:
+        if _LF not in data or _CR in data:
             if self.state is not State.IDLE and self._decoder.hold(data):
                 return b""
             return _rendered(self.receive_data(data))
@@ -323,9 +324,9 @@ class ChatStream:
         return b"".join(frames)
 
     def _translate_next(self, data: bytes, taken: int, frames: list[bytes]) -> int:
-        """Take the next event the long way, or all the bytes if where it ends is not plain."""
+        """Take the next event the long way, or all the bytes if it does not end in them."""
         end = data.find(b"\n\n", taken) + 2
-        if end == 1 or b"\r" in data:
+        if end == 1:
             end = len(data)
         frames.append(_rendered(self.receive_data(data[taken:end])))
         return end
@@ -555,7 +556,8 @@ class ChatStream:
             self._output.reconcile(response.output or [])
             self._output.close(cut=status == "incomplete")
             self._writer.finish(self._finish_reason(status, response), self.usage)
-            self._advance(Signal.COMPLETED if status == "completed" else Signal.INCOMPLETE)
+            whole = status == "completed" or self._writer.stopped
+            self._advance(Signal.COMPLETED if whole else Signal.INCOMPLETE)
         else:
             self._fail(
                 Failure(
