@@ -329,7 +329,7 @@ def arguments_text(stated: object) -> str | None:
     try:
         return msgspec.json.encode(stated).decode()
     except RecursionError:
-        # Deeper nesting than can be written, which no tool would take either.
+        # Nested as deep as can just be read, which no tool would take either.
         return None
 
 

@@ -387,11 +387,11 @@ class ChatStream:
 
     def _receive_rest(self) -> None:
         if self._body is not None:
-            body = b"".join(self._body)
+            body = b"".join(self._body).lstrip(_BLANK)
             self._body = None
             if self._receive_bare(body):
                 return
-            self._head = body.lstrip(_BLANK)[:_HEAD_SIZE]
+            self._head = body[:_HEAD_SIZE]
             # A stream may begin with a line that only looks like JSON; nothing of it is lost.
             for sse in self._decode_again(body):
                 self._receive(sse)

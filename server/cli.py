@@ -1,0 +1,224 @@
+"""The command `deltawire`: `translate` and `demo`, on the core alone.
+
+Each subcommand imports what it needs when it is run. Exit status: 0 after a finish, 1 after a
+failure, 2 for wrong usage; 130 after an interrupt and 141 when the reader of the output left, as
+shells have it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+from deltawire import (
+    DIALECTS,
+    ChatStream,
+    Chunk,
+    Done,
+    Event,
+    Failure,
+    __version__,
+    dialect_named,
+)
+
+if TYPE_CHECKING:
+    from deltawire.testing import Answer
+
+FINISHED: Final = 0
+FAILED: Final = 1
+WRONG_USAGE: Final = 2
+INTERRUPTED: Final = 130
+READER_LEFT: Final = 141
+
+_READ_SIZE: Final = 64 * 1024
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Python would complain once more when it flushes standard output at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_LEFT
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="deltawire", description="Responses streams in, Chat Completions chunks out."
+    )
+    parser.add_argument("--version", action="version", version=f"deltawire {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    translate = commands.add_parser(
+        "translate",
+        help="translate a Responses stream",
+        description="Translate a Responses event stream into a Chat Completions stream. Each"
+        " frame is written as soon as its event is there.",
+        epilog="exit status: 0 after a finish, 1 after a failure, 2 for wrong usage",
+    )
+    translate.set_defaults(run=_translate)
+    translate.add_argument("file", metavar="FILE", nargs="?", help="default: standard input")
+    translate.add_argument(
+        "--format",
+        choices=["sse", "jsonl", "text"],
+        default="sse",
+        help="event stream, one JSON value a line, or only what the model says (default: sse)",
+    )
+    translate.add_argument("--include-usage", action="store_true", help="end with a usage chunk")
+    translate.add_argument(
+        "--client-tool",
+        metavar="NAME",
+        action="append",
+        help="a custom tool of the client's; all others are then the provider's (repeatable)",
+    )
+    translate.add_argument(
+        "--dialect", choices=sorted(DIALECTS), default="generic", help="(default: generic)"
+    )
+    translate.add_argument(
+        "--reasoning",
+        choices=["reasoning_content", "reasoning", "none"],
+        default="reasoning_content",
+        help="the key that reasoning is said under (default: reasoning_content)",
+    )
+    translate.add_argument(
+        "--stop", metavar="TEXT", action="append", help="end the content before TEXT (repeatable)"
+    )
+
+    demo = commands.add_parser(
+        "demo",
+        help="show a sample stream being translated",
+        description="Show a sample Responses stream being translated. Needs no key and no network.",
+    )
+    demo.set_defaults(run=_demo)
+    demo.add_argument(
+        "--pace",
+        metavar="SECONDS",
+        type=float,
+        default=0.04,
+        help="between two upstream events (default: 0.04)",
+    )
+    return parser
+
+
+def _translate(options: argparse.Namespace) -> int:
+    stream = ChatStream(
+        include_usage=options.include_usage,
+        client_tools=options.client_tool,
+        dialect=dialect_named(options.dialect),
+        reasoning=None if options.reasoning == "none" else options.reasoning,
+        stop=options.stop,
+    )
+    try:
+        source = sys.stdin.fileno() if options.file is None else os.open(options.file, os.O_RDONLY)
+        for data in _read(source):
+            _write(stream.receive_data(data), options.format)
+            if stream.wants_close:
+                break
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        print(f"deltawire: {options.file}: {error.strerror}", file=sys.stderr)
+        return WRONG_USAGE
+    _write(stream.receive_eof(), options.format)
+    if options.format == "text":
+        print()
+    if stream.failure is not None:
+        print(f"deltawire: {stream.failure.message}", file=sys.stderr)
+        return FAILED
+    return FINISHED
+
+
+def _read(source: int) -> Iterator[bytes]:
+    """Whatever is there, as soon as it is there: a buffered reader would wait for more."""
+    while data := os.read(source, _READ_SIZE):
+        yield data
+
+
+def _write(events: list[Event], form: str) -> None:
+    out = sys.stdout.buffer
+    for event in events:
+        out.write(_rendered(event, form))
+        out.flush()
+
+
+def _rendered(event: Event, form: str) -> bytes:
+    if form == "sse":
+        return event.to_wire()
+    if form == "jsonl":
+        # The end of the output says as much as [DONE], which is no JSON.
+        payload = b"" if isinstance(event, Done) else event.to_wire()
+        return payload.removeprefix(b"data: ").removesuffix(b"\n")
+    return _text(event).encode()
+
+
+def _text(event: Event) -> str:
+    """What the model says in this event, reasoning and calls left out."""
+    if not isinstance(event, Chunk) or not event.choices:
+        return ""
+    delta = event.choices[0].delta
+    return (delta.content or "") + (delta.refusal or "")
+
+
+def _demo(options: argparse.Namespace) -> int:
+    import json
+
+    from deltawire.testing import write_frames
+
+    print("A sample Responses stream (left) and what a Chat Completions client gets (right).\n")
+    stream = ChatStream(include_usage=True)
+    for frame in write_frames(_sample()):
+        kind = json.loads(frame.split(b"data: ", 1)[1])["type"].removeprefix("response.")
+        said = [_short(event) for event in stream.receive_data(frame)] or [""]
+        for left, right in zip([kind, *[""] * len(said)], said, strict=False):
+            print(f"{left:34} {right}".rstrip(), flush=True)
+        time.sleep(options.pace)
+    stream.receive_eof()
+    print(
+        "\nThe same from anywhere:\n"
+        "  curl -N $BASE_URL/v1/responses ... | deltawire translate\n"
+        "  deltawire translate --format text recorded.sse"
+    )
+    return FINISHED
+
+
+def _sample() -> Answer:
+    from deltawire.testing import Answer, FunctionCall, Reasoning, TokenUsage
+
+    return Answer(
+        (
+            Reasoning("Two cities, so two calls."),
+            "Let me look at both.",
+            FunctionCall("weather", '{"city":"Paris"}', "call_paris"),
+            FunctionCall("weather", '{"city":"Rome"}', "call_rome"),
+        ),
+        usage=TokenUsage(38, 27, reasoning_tokens=6),
+    )
+
+
+def _short(event: Event) -> str:
+    """The part of a frame that differs from the frames before it."""
+    if isinstance(event, Done):
+        return "[DONE]"
+    value = event.to_dict()
+    if isinstance(event, Failure) or not event.choices:
+        return _json(value.get("error") or {"usage": value["usage"]})
+    choice = value["choices"][0]
+    reason = choice["finish_reason"]
+    return _json({"finish_reason": reason} if reason else choice["delta"])
+
+
+def _json(value: object) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
