@@ -10,7 +10,7 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("ci", derandomize=True, max_examples=150, **COMMON)
-settings.register_profile("long", max_examples=1500, **COMMON)
+COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", COMMON, derandomize=True, max_examples=150)
+settings.register_profile("long", COMMON, max_examples=1500)
 settings.load_profile(os.environ.get("DELTAWIRE_HYPOTHESIS", "ci"))

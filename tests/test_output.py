@@ -208,15 +208,16 @@ class TestText:
         assert (said["refusal"], said["content"], said["finish_reason"]) == ("No.", None, "stop")
 
 
-class TestLogprobs:
-    TOKEN: Json = {"token": "é", "logprob": -0.5, "top_logprobs": [{"token": "e", "logprob": -2}]}
-    FILLED: Json = {
-        "token": "é",
-        "logprob": -0.5,
-        "bytes": [195, 169],
-        "top_logprobs": [{"token": "e", "logprob": -2.0, "bytes": [101]}],
-    }
+TOKEN: Json = {"token": "é", "logprob": -0.5, "top_logprobs": [{"token": "e", "logprob": -2}]}
+FILLED: Json = {
+    "token": "é",
+    "logprob": -0.5,
+    "bytes": [195, 169],
+    "top_logprobs": [{"token": "e", "logprob": -2.0, "bytes": [101]}],
+}
 
+
+class TestLogprobs:
     def logprobs(self, *events: Json, **options: Any) -> list[Json]:
         _, said = receive(stream_of(created(), added(0, message()), *events), **options)
         (choice,) = fold(said).to_dict()["choices"]
@@ -227,41 +228,41 @@ class TestLogprobs:
         return content
 
     def test_bytes_are_filled_in(self) -> None:
-        delta = text_delta("é", logprobs=[self.TOKEN])
-        assert self.logprobs(delta, terminal()) == [self.FILLED]
+        delta = text_delta("é", logprobs=[TOKEN])
+        assert self.logprobs(delta, terminal()) == [FILLED]
 
     def test_they_may_come_with_the_whole_text_only(self) -> None:
-        end = text_done("é", logprobs=[self.TOKEN])
-        assert self.logprobs(text_delta("é"), end, terminal()) == [self.FILLED]
-        assert self.logprobs(end, terminal()) == [self.FILLED]
+        end = text_done("é", logprobs=[TOKEN])
+        assert self.logprobs(text_delta("é"), end, terminal()) == [FILLED]
+        assert self.logprobs(end, terminal()) == [FILLED]
 
     def test_they_may_come_with_the_item_only(self) -> None:
         item = message("é")
-        item["content"][0]["logprobs"] = [self.TOKEN]
-        assert self.logprobs(text_delta("é"), terminal(output=[item])) == [self.FILLED]
+        item["content"][0]["logprobs"] = [TOKEN]
+        assert self.logprobs(text_delta("é"), terminal(output=[item])) == [FILLED]
 
     def test_they_may_come_without_text(self) -> None:
-        delta = text_delta("", logprobs=[self.TOKEN])
-        assert self.logprobs(delta, terminal()) == [self.FILLED]
+        delta = text_delta("", logprobs=[TOKEN])
+        assert self.logprobs(delta, terminal()) == [FILLED]
 
     def test_they_are_held_back_with_their_text(self) -> None:
-        deltas = [text_delta("é", logprobs=[self.TOKEN]), text_delta("x")]
-        assert self.logprobs(*deltas, terminal(), stop=["éa"]) == [self.FILLED]
+        deltas = [text_delta("é", logprobs=[TOKEN]), text_delta("x")]
+        assert self.logprobs(*deltas, terminal(), stop=["éa"]) == [FILLED]
 
     @pytest.mark.parametrize(
         "spoilt",
         [{"token": None}, {"logprob": None}, {"logprob": "x"}, {"token": 5}],
     )
     def test_an_entry_that_says_nothing_is_left_out(self, spoilt: Json) -> None:
-        delta = text_delta("é", logprobs=[{**self.TOKEN, **spoilt}, self.TOKEN])
-        assert self.logprobs(delta, terminal()) == [self.FILLED]
+        delta = text_delta("é", logprobs=[{**TOKEN, **spoilt}, TOKEN])
+        assert self.logprobs(delta, terminal()) == [FILLED]
 
     def test_bytes_that_are_none_are_made_anew(self) -> None:
-        delta = text_delta("é", logprobs=[{**self.TOKEN, "bytes": [10**30]}])
-        assert self.logprobs(delta, terminal()) == [self.FILLED]
+        delta = text_delta("é", logprobs=[{**TOKEN, "bytes": [10**30]}])
+        assert self.logprobs(delta, terminal()) == [FILLED]
 
     def test_an_infinite_logprob_is_no_number(self) -> None:
-        frame = stream_of(text_delta("é", logprobs=[self.TOKEN])).replace(b"-0.5", b"-1e999")
+        frame = stream_of(text_delta("é", logprobs=[TOKEN])).replace(b"-0.5", b"-1e999")
         data = stream_of(created(), added(0, message())) + frame + stream_of(terminal())
         assert fold(receive(data)[1]).choices[0].logprobs is None
 
@@ -517,7 +518,7 @@ class TestCalls:
         assert len(receive(data)[0].divergences) == 1
 
     def test_calls_that_wait_are_said_before_a_failure(self) -> None:
-        stream, events = receive(
+        _, events = receive(
             stream_of(
                 created(),
                 added(0, call(n=1)),

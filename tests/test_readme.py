@@ -1,0 +1,112 @@
+"""Every command and example of the README runs.
+
+`./run` and `./test` are run by CI rather than here: the one installs the package, the other runs
+these tests.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from deltawire.stream import TRANSITIONS, State
+from deltawire.testing import Answer, write_stream
+from wire import parsed
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+TEXT = README.read_text()
+FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCKS = [(kind, body) for kind, body in FENCED.findall(TEXT) if kind != "mermaid"]
+EXAMPLES = [
+    (body, BLOCKS[at + 1][1] if BLOCKS[at + 1 : at + 2] and BLOCKS[at + 1][0] == "text" else None)
+    for at, (kind, body) in enumerate(BLOCKS)
+    if kind == "python"
+]
+
+
+class Upstream(BaseHTTPRequestHandler):
+    """A real HTTP server that answers whatever it is asked with one stream."""
+
+    def do_POST(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        self.wfile.write(write_stream(Answer("Hello there.")))
+
+    do_GET = do_POST
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Upstream) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(("code", "printed"), EXAMPLES)
+def test_examples_run_and_print_what_they_say(
+    code: str, printed: str | None, upstream: str
+) -> None:
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env={"UPSTREAM": upstream},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    if printed is not None:
+        assert result.stdout == printed
+    elif "UPSTREAM" in code:
+        *chunks, end = parsed(result.stdout.encode())
+        said = [choice["delta"].get("content", "") for each in chunks for choice in each["choices"]]
+        assert ("".join(said), end) == ("Hello there.", "[DONE]")
+
+
+def test_the_shell_example_names_a_command_and_options_that_exist() -> None:
+    (shell,) = [body for kind, body in BLOCKS if kind == "sh"]
+    command = shell.rpartition("| ")[2].split()
+    assert command[0] == "deltawire"
+    result = subprocess.run(
+        [sys.executable, "-m", "deltawire.server.cli", *command[1:]],
+        input=write_stream(Answer("Hello there.")),
+        capture_output=True,
+        check=True,
+    )
+    assert result.stdout == b"Hello there.\n"
+
+
+def test_the_commands_are_the_two_scripts() -> None:
+    commands = [line for kind, body in BLOCKS if kind == "console" for line in body.splitlines()]
+    assert commands == ["$ ./run", "$ ./test"]
+    for command in commands:
+        assert (README.parent / command.removeprefix("$ ./")).stat().st_mode & 0o111
+
+
+def states() -> str:
+    """The state table as a diagram."""
+    lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {State.IDLE.name}"]
+    lines += [
+        f"    {before.name} --> {after.name}: {signal.value}"
+        for before, row in TRANSITIONS.items()
+        for signal, after in row.items()
+    ]
+    return "\n".join([*lines, "```"])
+
+
+def test_the_diagram_is_that_of_the_table() -> None:
+    drawn = TEXT.partition("<!-- states -->\n")[2].partition("\n<!-- /states -->")[0]
+    assert drawn == states()
