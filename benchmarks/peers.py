@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Callable
 
 PEERS = {
@@ -60,6 +61,8 @@ def _openai(frames: list[bytes]) -> Callable[[], None]:
 
 
 def _litellm(frames: list[bytes]) -> Callable[[], None]:
+    # Or it would ask the network for its price list.
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
     bridge_type = importlib.import_module(
         "litellm.completion_extras.litellm_responses_transformation.transformation"
     ).OpenAiResponsesToChatCompletionStreamIterator

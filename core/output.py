@@ -121,8 +121,7 @@ class Output:
             if not part.sent.length:
                 part.offset = self._content_length
             self._content_length += len(text)
-        part.sent.extend(text)
-        channel.sent.extend(text)
+        channel.extend(part, text)
 
     def reconcile(self, output: list[OutputItem]) -> None:
         """Take in the output of a terminal response."""

@@ -99,22 +99,25 @@ TRANSITIONS: Final = MappingProxyType(
 _ENDED: Final = frozenset({State.COMPLETED, State.INCOMPLETE, State.FAILED})
 
 
-class _DeltaEvent(Struct, gc=False):
-    """A delta event read only as far as routing needs; `logprobs` has to be empty to fit."""
+class _DeltaEvent(Struct, kw_only=True, gc=False):
+    """A delta event read only as far as routing needs; `logprobs` has to be empty to fit.
 
-    delta: str
+    The fields stand in the order in which OpenAI writes them, which the decoder expects first.
+    """
+
     type: str | None = None
-    item_id: str | None = None
-    call_id: str | None = None
-    output_index: int | None = None
     content_index: int | None = None
-    summary_index: int | None = None
+    delta: str
+    item_id: str | None = None
     logprobs: tuple[()] = ()
+    output_index: int | None = None
+    summary_index: int | None = None
+    call_id: str | None = None
 
 
 _decode_delta: Final = msgspec.json.Decoder(_DeltaEvent).decode
-# What a decoder raises for a payload that is not of the expected kind, and an index at the end.
-_UNFIT: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, IndexError)
+# What a decoder raises for a payload that is not of the expected kind.
+_UNFIT: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _encode: Final = msgspec.json.Encoder().encode
 
 # Spliced texts wait to be accounted for. 64 of at most 4 KiB are few enough to keep and enough
@@ -282,54 +285,40 @@ class ChatStream:
 
     def translate(self, data: bytes) -> bytes:
         """As `receive_data`, rendered as server-sent events."""
-        if _LF not in data or _CR in data:
-            if self.state is not State.IDLE and self._decoder.hold(data):
-                return b""
-            return _rendered(self.receive_data(data))
-        frames: list[bytes] = []
-        taken, total = 0, len(data)
-        decode, encode = _decode_delta, _encode
-        while taken < total:
-            route = self._route
-            # No method calls here: this loop is what a stream costs.
-            if route is not None and self._decoder.idle:
-                head, start, limit, identity, prefix, suffix, unsettled = route
-                start += taken
-                while data.startswith(head, taken):
-                    end = data.find(b"\n", start)
-                    if not 0 < end - start < limit:
-                        break
-                    try:
-                        event = decode(data[start:end])
-                        blank_line_follows = data[end + 1] == _LF
-                    except _UNFIT:
-                        break
-                    text = event.delta
-                    event.delta = ""
-                    if event != identity or not text or not blank_line_follows:
-                        break
+        route = self._route
+        if route is not None and self._decoder.idle:
+            # One whole event in one call is how streams arrive, and these lines are what it
+            # costs; that is why nothing is called here that could be written out.
+            head, size, limit, identity, prefix, suffix, unsettled = route
+            payload = data[size:-2]
+            if (
+                data[:size] == head
+                and data[-2:] == b"\n\n"
+                and _LF not in payload
+                and _CR not in payload
+                and len(payload) < limit
+            ):
+                try:
+                    event = _decode_delta(payload)
+                except _UNFIT:
+                    return _rendered(self.receive_data(data))
+                text = event.delta
+                event.delta = ""
+                if text and event == identity:
                     unsettled.append(text)
                     if len(unsettled) == _MAX_UNSETTLED:
                         self._settle()
-                    frame = prefix + encode(text) + suffix
-                    end += 2
-                    if end == total and not frames:
-                        return frame
-                    frames.append(frame)
-                    start += end - taken
-                    taken = end
-                if taken == total:
-                    break
-            taken = self._translate_next(data, taken, frames)
-        return b"".join(frames)
+                    return prefix + _encode(text) + suffix
+        return self._translate_plainly(data)
 
-    def _translate_next(self, data: bytes, taken: int, frames: list[bytes]) -> int:
-        """Take the next event the long way, or all the bytes if it does not end in them."""
-        end = data.find(b"\n\n", taken) + 2
-        if end == 1:
-            end = len(data)
-        frames.append(_rendered(self.receive_data(data[taken:end])))
-        return end
+    def _translate_plainly(self, data: bytes) -> bytes:
+        if _LF not in data and self.state is not State.IDLE and self._decoder.hold(data):
+            return b""
+        *events, rest = data.split(b"\n\n")
+        if not events or not (rest or events[1:]) or _CR in data:
+            return _rendered(self.receive_data(data))
+        frames = [self.translate(event + b"\n\n") for event in events]
+        return b"".join(frames) + self.translate(rest)
 
     def translate_eof(self) -> bytes:
         """As `receive_eof`, rendered as server-sent events."""
@@ -418,13 +407,13 @@ class ChatStream:
         if frame is None:
             return
         identity = _DeltaEvent(
-            "",
-            event.type,
-            event.item_id,
-            event.call_id,
-            event.output_index,
-            event.content_index,
-            event.summary_index,
+            delta="",
+            type=event.type,
+            item_id=event.item_id,
+            call_id=event.call_id,
+            output_index=event.output_index,
+            content_index=event.content_index,
+            summary_index=event.summary_index,
         )
         head = b"data: " if line == "message" else b"event: %b\ndata: " % line.encode()
         # The decoder's limit is on the whole line.
