@@ -314,8 +314,10 @@ class ChatStream:
     def _translate_plainly(self, data: bytes) -> bytes:
         if _LF not in data and self.state is not State.IDLE and self._decoder.hold(data):
             return b""
-        *events, rest = data.split(b"\n\n")
-        if not events or not (rest or events[1:]) or _CR in data:
+        # Three line ends are one event; to look for the pairs of them costs more.
+        several = data.count(b"\n") > 3 and _CR not in data
+        *events, rest = data.split(b"\n\n") if several else [data]
+        if not events:
             return _rendered(self.receive_data(data))
         frames = [self.translate(event + b"\n\n") for event in events]
         return b"".join(frames) + self.translate(rest)
@@ -334,6 +336,9 @@ class ChatStream:
         self._check_open()
         if self.state is State.IDLE:
             data = self._open(data)
+        return self._feed(data)
+
+    def _feed(self, data: bytes) -> list[ServerSentEvent]:
         if self._overflown:
             return []
         try:
@@ -382,7 +387,7 @@ class ChatStream:
                 return
             self._head = body[:_HEAD_SIZE]
             # A stream may begin with a line that only looks like JSON; nothing of it is lost.
-            for sse in self._decode_again(body):
+            for sse in self._feed(body):
                 self._receive(sse)
         if not self._overflown:
             try:
@@ -393,13 +398,6 @@ class ChatStream:
                 for sse in rest:
                     self._receive(sse)
         self._check_overflow()
-
-    def _decode_again(self, body: bytes) -> list[ServerSentEvent]:
-        try:
-            return self._decoder.receive_data(body)
-        except EventTooLarge as error:
-            self._overflown = True
-            return error.events
 
     def _remember(self, line: str, event: StreamEvent, channel: Channel, part: Part) -> None:
         """Let events of the same identity take the same route, if it is a plain one."""

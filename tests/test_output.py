@@ -82,6 +82,16 @@ class TestText:
         assert answer(data)["content"] == "Hello"
         assert receive(data)[0].divergences == [Divergence("msg_1", "content", 5, 11)]
 
+    def test_a_terminal_message_with_another_id_and_text_is_not_said_beside_the_first(self) -> None:
+        data = stream_of(
+            created(),
+            added(1, message()),
+            text_delta("Hello", index=1),
+            terminal(output=[message("Goodbye", id="other")]),
+        )
+        assert answer(data)["content"] == "Hello"
+        assert receive(data)[0].divergences == [Divergence("msg_1", "content", 5, 7)]
+
     def test_an_item_closed_empty_is_filled_by_the_terminal_snapshot(self) -> None:
         data = stream_of(
             created(),
@@ -481,6 +491,15 @@ class TestCalls:
             terminal(),
         )
         assert calls(data) == [("call_1", "a", PARIS), ("call_2", "b", ROME)]
+
+    def test_a_done_call_of_another_name_in_the_place_of_an_open_one_is_another_call(self) -> None:
+        data = stream_of(
+            created(),
+            added(0, call(n=1, name="a")),
+            done(0, call(ROME, n=2, name="b")),
+            terminal(),
+        )
+        assert calls(data) == [("call_1", "a", "{}"), ("call_2", "b", ROME)]
 
     def test_a_call_that_another_has_followed_cannot_grow(self) -> None:
         data = stream_of(

@@ -303,6 +303,42 @@ def test_every_state_and_signal_is_in_the_table() -> None:
     assert reached == set(State)
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        text_delta(
+            "c", logprobs=[{"token": "c", "logprob": -1, "bytes": [99], "top_logprobs": []}]
+        ),
+        text_delta("c", item_id="msg_2"),
+        text_delta("c", output_index=None),
+        text_delta("", logprobs=[]),
+        text_delta("\ud83d"),
+        text_delta(None),
+        {**text_delta("c"), "type": "response.refusal.delta"},
+    ],
+)
+def test_a_delta_that_leaves_the_route_goes_the_long_way(odd: dict[str, Any]) -> None:
+    first = stream_of(created(), added(0, message()), text_delta("a"), text_delta("b"))
+    pieces = [first, stream_of(odd), stream_of(text_delta("d")), stream_of(terminal())]
+    _, events = received(pieces)
+    assert parsed(translated(pieces)[1]) == plain(events)
+    crooked = stream_of(text_delta("c")).replace(b",", b",\r")
+    pieces[1] = crooked.replace(b"event: response.output_text.delta\n", b"")
+    _, events = received(pieces)
+    assert parsed(translated(pieces)[1]) == plain(events)
+
+
+def test_many_deltas_on_one_route_are_all_accounted_for() -> None:
+    text = "word " * 200
+    pieces = [stream_of(text_delta(word + " ")) for word in text.split()]
+    end = stream_of(done(0, message(text)), terminal(output=[message(text)]))
+    pieces = [stream_of(created(), added(0, message())), *pieces, end]
+    stream, frames = translated(pieces)
+    assert parsed(frames) == plain(received(pieces)[1])
+    assert parsed(translated([b"".join(pieces)])[1]) == parsed(frames)
+    assert stream.divergences == []
+
+
 class TestFound:
     """Counter-examples that the laws found, and stay."""
 
