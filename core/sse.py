@@ -59,10 +59,9 @@ class SSEDecoder:
         self._flush_at_eof = flush_at_eof
         self._closed = False
         self._first_line = True
-        # The unfinished line, in the pieces it came in: joined once, when its end is there, so
-        # that a large event in tiny slices stays linear.
-        self._fragments: list[bytes] = []
-        self._fragments_size = 0
+        # The unfinished line. It grows in place, so that a large event in tiny slices stays
+        # linear, and costs no object for each of them.
+        self._rest = bytearray()
         self._after_cr = False
         self._data: list[bytes] = []
         self._data_size = 0
@@ -99,13 +98,11 @@ class SSEDecoder:
 
         False, and nothing taken in, if they have to go to `receive_data`.
         """
-        if self._closed or not self._fragments or _LINE_END.search(data):
+        if self._closed or not self._rest or _LINE_END.search(data):
             return False
-        self._fragments_size += len(data)
-        if self._fragments_size > self._max_event_size:
-            self._fragments_size -= len(data)
+        if len(self._rest) + len(data) > self._max_event_size:
             return False
-        self._fragments.append(data)
+        self._rest += data
         return True
 
     def receive_eof(self) -> list[ServerSentEvent]:
@@ -117,8 +114,8 @@ class SSEDecoder:
         self._closed = True
         events: list[ServerSentEvent] = []
         if self._flush_at_eof:
-            if self._fragments:
-                self._line(b"".join(self._fragments), events)
+            if self._rest:
+                self._line(bytes(self._rest), events)
             self._dispatch(events)
         return events
 
@@ -162,29 +159,21 @@ class SSEDecoder:
         if b"\n" not in data and b"\r" not in data:
             self._keep(data)
         else:
-            self._fragments.append(data)
-            data = b"".join(self._fragments)
+            data = bytes(self._rest) + data
             *lines, rest = _LINE_END.split(data)
             self._after_cr = data.endswith(b"\r")
-            self._fragments = []
-            self._fragments_size = 0
+            self._rest = bytearray()
             for line in lines:
                 self._line(line, events)
             self._keep(rest)
         self.idle = not (
-            self._fragments
-            or self._data
-            or self._event
-            or self._after_cr
-            or self._retry is not None
+            self._rest or self._data or self._event or self._after_cr or self._retry is not None
         )
 
     def _keep(self, fragment: bytes) -> None:
-        if fragment:
-            self._fragments.append(fragment)
-            self._fragments_size += len(fragment)
-            if self._fragments_size > self._max_event_size:
-                raise EventTooLarge(self._max_event_size, [])
+        self._rest += fragment
+        if len(self._rest) > self._max_event_size:
+            raise EventTooLarge(self._max_event_size, [])
 
     def _line(self, line: bytes, events: list[ServerSentEvent]) -> None:
         if self._data_size + len(line) > self._max_event_size:
