@@ -317,7 +317,7 @@ class ChatStream:
         # Three line ends are one event; to look for the pairs of them costs more.
         several = data.count(b"\n") > 3 and _CR not in data
         *events, rest = data.split(b"\n\n") if several else [data]
-        if not events:
+        if not events or not (rest or events[1:]):
             return _rendered(self.receive_data(data))
         frames = [self.translate(event + b"\n\n") for event in events]
         return b"".join(frames) + self.translate(rest)

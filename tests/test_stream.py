@@ -351,6 +351,10 @@ class TestFound:
         assert joined(events)["tool_calls"] == []
         assert joined(events)["finish_reason"] == "stop"
 
+    def test_many_lines_that_are_one_event_are_taken_once(self) -> None:
+        for data in (b"\n:\n:\n:\ndata: {}\n\n", b":\n:\n:\n:\n:"):
+            assert parsed(translated([data])[1]) == plain(received([data])[1])
+
     def test_two_images_with_the_same_data_are_two_images(self) -> None:
         images = [{"type": "image_generation_call", "id": f"ig_{n}", "result": "AA"} for n in "12"]
         _, events = receive(
