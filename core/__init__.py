@@ -15,29 +15,58 @@ from deltawire.chat import (
     Usage,
 )
 from deltawire.completion import ChatCompletionFold, completion_from_response, fold
-from deltawire.dialects import DIALECTS, GENERIC, OPENAI, XAI, Dialect, dialect_named
+from deltawire.dialects import (
+    AZURE,
+    COPILOT,
+    DIALECTS,
+    GENERIC,
+    LMSTUDIO,
+    OPENAI,
+    OPENROUTER,
+    VLLM,
+    XAI,
+    Dialect,
+    dialect_for_url,
+    dialect_named,
+)
 from deltawire.errors import (
     DeltawireError,
     EventTooLarge,
+    InvalidRequest,
     LocalProtocolError,
     RemoteProtocolError,
+    UnsupportedField,
     UpstreamError,
 )
 from deltawire.output import Divergence
+from deltawire.reading import ReportEntry
+from deltawire.request import (
+    Translated,
+    refuses_encrypted_reasoning,
+    to_responses_request,
+    without_encrypted_reasoning,
+)
 from deltawire.sse import DEFAULT_MAX_EVENT_SIZE, ServerSentEvent, SSEDecoder
 from deltawire.stream import ChatStream, State
+from deltawire.tools import ClientTools
 
 __all__ = [
+    "AZURE",
+    "COPILOT",
     "DEFAULT_MAX_EVENT_SIZE",
     "DIALECTS",
     "GENERIC",
+    "LMSTUDIO",
     "OPENAI",
+    "OPENROUTER",
+    "VLLM",
     "XAI",
     "ChatCompletion",
     "ChatCompletionChunk",
     "ChatCompletionFold",
     "ChatStream",
     "Chunk",
+    "ClientTools",
     "DeltawireError",
     "Dialect",
     "Divergence",
@@ -45,15 +74,23 @@ __all__ = [
     "Event",
     "EventTooLarge",
     "Failure",
+    "InvalidRequest",
     "LocalProtocolError",
     "RemoteProtocolError",
+    "ReportEntry",
     "SSEDecoder",
     "ServerSentEvent",
     "State",
+    "Translated",
+    "UnsupportedField",
     "UpstreamError",
     "Usage",
     "__version__",
     "completion_from_response",
+    "dialect_for_url",
     "dialect_named",
     "fold",
+    "refuses_encrypted_reasoning",
+    "to_responses_request",
+    "without_encrypted_reasoning",
 ]

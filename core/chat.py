@@ -24,6 +24,13 @@ def _frame(value: object) -> bytes:
     return b"data: %b\n\n" % _encode(value)
 
 
+def error_object(
+    message: str, type: str | None, param: str | None, code: str | None
+) -> dict[str, Any]:
+    """The one shape of an error that every client reads."""
+    return {"error": {"message": message, "type": type, "param": param, "code": code}}
+
+
 class PromptTokensDetails(Struct, omit_defaults=True):
     """Counts in tokens, each only if upstream gave it."""
 
@@ -118,6 +125,34 @@ class Logprobs(Struct):
     refusal: None = None
 
 
+class ReasoningPlace(Struct, omit_defaults=True):
+    """What was before a reasoning item: so much content (code points), so many tool calls."""
+
+    content: int = 0
+    tool_calls: int = 0
+
+
+DetailType = Literal["reasoning.summary", "reasoning.text", "reasoning.encrypted"]
+
+
+class ReasoningDetail(Struct, omit_defaults=True):
+    """A part of a reasoning item, in the form that OpenRouter gave it and its clients send back.
+
+    `index` is unique in the completion; what has the same `id` is of one item. A summary part has
+    a `summary`, raw reasoning a `text`, and encrypted reasoning is the `data`. `after`, which is
+    our own, is left out where nothing was before the item.
+    """
+
+    index: int
+    type: DetailType
+    id: str | None = None
+    format: str | None = None
+    summary: str | None = None
+    text: str | None = None
+    data: str | None = None
+    after: ReasoningPlace | None = None
+
+
 class Delta(Struct, omit_defaults=True):
     """What a chunk adds to the message. None means the key is not there."""
 
@@ -126,6 +161,7 @@ class Delta(Struct, omit_defaults=True):
     refusal: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    reasoning_details: list[ReasoningDetail] | None = None
     tool_calls: list[ToolCallDelta] | None = None
     annotations: list[AnnotationDelta] | None = None
     images: list[ImageDelta] | None = None
@@ -185,14 +221,7 @@ class Failure(Struct, frozen=True):
 
     def to_dict(self) -> dict[str, Any]:
         """`{"error": {"message", "type", "param", "code"}}`."""
-        return {
-            "error": {
-                "message": self.message,
-                "type": self.type,
-                "param": self.param,
-                "code": self.code,
-            }
-        }
+        return error_object(self.message, self.type, self.param, self.code)
 
     def to_wire(self) -> bytes:
         """The failure as one server-sent event, the shape on which every client raises."""
@@ -243,6 +272,7 @@ class Image(Struct):
 class _OptionalMessageParts(Struct, omit_defaults=True, kw_only=True):
     reasoning_content: str | None = None
     reasoning: str | None = None
+    reasoning_details: list[ReasoningDetail] | None = None
     tool_calls: list[ToolCall] | None = None
     annotations: list[Annotation] | None = None
     images: list[Image] | None = None

@@ -21,6 +21,7 @@ from deltawire.chat import (
     ChunkChoice,
     ChunkWithUsage,
     Delta,
+    DetailType,
     Done,
     Event,
     Failure,
@@ -29,6 +30,8 @@ from deltawire.chat import (
     ImageDelta,
     ImageURL,
     Logprobs,
+    ReasoningDetail,
+    ReasoningPlace,
     TokenLogprob,
     ToolCallDelta,
     UrlCitation,
@@ -37,6 +40,9 @@ from deltawire.chat import (
 from deltawire.items import Sink
 from deltawire.responses import Response
 from deltawire.stops import StopSequences
+
+# OpenRouter's name for reasoning that is an item of a Responses API.
+_ITEM_FORMAT: Final = "openai-responses-v1"
 
 # Stands for the text in a frame while the frame is being prepared; encoded, it cannot be mistaken.
 _MARK: Final = "\0"
@@ -64,6 +70,7 @@ class ChunkWriter:
         self._model: str | None = None
         self._reasoning_block: Hashable | None = None
         self._held_logprobs: list[TokenLogprob] = []
+        self._details = 0
         self._annotations = 0
         self._images = 0
         self.out: list[Event] = []
@@ -148,6 +155,39 @@ class ChunkWriter:
         if self._reasoning_key == "reasoning":
             return Delta(reasoning=text)
         return Delta(reasoning_content=text)
+
+    def reasoning_details(
+        self,
+        item_id: str | None,
+        place: ReasoningPlace,
+        summaries: Iterable[str],
+        texts: Iterable[str],
+        encrypted: str | None,
+    ) -> None:
+        """Say a whole reasoning item, in the form in which a client can send it back."""
+        parts: list[ReasoningDetail] = []
+
+        def add(kind: DetailType, **said: str) -> None:
+            parts.append(
+                ReasoningDetail(
+                    self._details + len(parts),
+                    kind,
+                    id=item_id,
+                    format=_ITEM_FORMAT,
+                    after=None if place == ReasoningPlace() else place,
+                    **said,
+                )
+            )
+
+        for summary in summaries:
+            add("reasoning.summary", summary=summary)
+        for text in texts:
+            add("reasoning.text", text=text)
+        if encrypted is not None:
+            add("reasoning.encrypted", data=encrypted)
+        if parts:
+            self._details += len(parts)
+            self._say(Delta(reasoning_details=parts))
 
     def open_call(self, call_id: str | None, name: str) -> int:
         """Open the next tool call; its index. An id is made where upstream gave none."""

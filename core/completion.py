@@ -28,6 +28,7 @@ class ChatCompletionFold:
         self._first: chat.Chunk | None = None
         self._texts: dict[str, list[str]] = {}
         self._calls: dict[int, tuple[chat.ToolCallDelta, list[str]]] = {}
+        self._details: list[chat.ReasoningDetail] = []
         self._annotations: list[chat.Annotation] = []
         self._images: list[chat.Image] = []
         self._logprobs: list[chat.TokenLogprob] = []
@@ -52,6 +53,7 @@ class ChatCompletionFold:
         for call in delta.tool_calls or ():
             _, arguments = self._calls.setdefault(call.index, (call, []))
             arguments.append((call.function and call.function.arguments) or "")
+        self._details += delta.reasoning_details or ()
         for annotation in delta.annotations or ():
             self._annotations.append(chat.Annotation(annotation.type, annotation.url_citation))
         for image in delta.images or ():
@@ -72,6 +74,7 @@ class ChatCompletionFold:
             refusal=texts.get("refusal"),
             reasoning_content=texts.get("reasoning_content"),
             reasoning=texts.get("reasoning"),
+            reasoning_details=self._details or None,
             tool_calls=calls or None,
             annotations=self._annotations or None,
             images=self._images or None,

@@ -4,6 +4,8 @@ An upstream that misbehaves in the middle of a stream is reported as a `Failure`
 after everything that came before it. Exceptions are for what cannot be an event:
 
     DeltawireError
+    |-- InvalidRequest           the client's mistake: a chat request that is wrong in itself
+    |   `-- UnsupportedField     nothing is wrong with it, but upstream has no place for all of it
     |-- LocalProtocolError       the caller's mistake: a call after the stream was closed
     `-- RemoteProtocolError      upstream's fault
         |-- EventTooLarge        raised by SSEDecoder; ChatStream turns it into a Failure
@@ -12,15 +14,53 @@ after everything that came before it. Exceptions are for what cannot be an event
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from deltawire.chat import error_object
 
 if TYPE_CHECKING:
     from deltawire.chat import ChatCompletion, Failure
+    from deltawire.reading import ReportEntry
     from deltawire.sse import ServerSentEvent
 
 
 class DeltawireError(Exception):
     """The root of everything this package raises on purpose."""
+
+
+class InvalidRequest(DeltawireError):
+    """A chat request that no upstream could answer; an HTTP status 400.
+
+    The message says where, what was found and what was expected; `param` is the JSON path of the
+    field, and `code` one of those that OpenAI answers with.
+    """
+
+    type = "invalid_request_error"
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+
+    def to_dict(self) -> dict[str, Any]:
+        """`{"error": {"message", "type", "param", "code"}}`, the body of the answer."""
+        return error_object(self.message, self.type, self.param, self.code)
+
+
+class UnsupportedField(InvalidRequest):
+    """What was asked for cannot be carried over, and a loss is not to be put up with.
+
+    The message names every field that is lost, `param` the first of them; `report` is all that
+    was reported of the request.
+    """
+
+    def __init__(self, lost: list[ReportEntry], report: list[ReportEntry]) -> None:
+        named = "; ".join(f"{entry.path} ({entry.reason})" for entry in lost)
+        super().__init__(
+            f"not supported by the upstream: {named}", lost[0].path, "unsupported_parameter"
+        )
+        self.report = report
 
 
 class LocalProtocolError(DeltawireError):

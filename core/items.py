@@ -235,12 +235,16 @@ class MessageItem(Item):
 
 
 class ReasoningItem(Item):
-    """Reasoning: raw text, a summary, or both, of which only one is shown."""
+    """Reasoning: raw text, a summary, or both, of which only one is shown.
 
-    __slots__ = ("raw", "summary")
+    `place` is what was before it: so much content, so many calls.
+    """
 
-    def __init__(self, sink: Sink) -> None:
+    __slots__ = ("place", "raw", "summary")
+
+    def __init__(self, sink: Sink, place: tuple[int, int]) -> None:
         super().__init__()
+        self.place = place
         self.raw = Channel(self, sink)
         self.summary = Channel(self, sink)
         self.channels = (self.raw, self.summary)

@@ -20,7 +20,7 @@ from typing import Final, Literal, TypeVar
 from msgspec import Struct
 
 from deltawire import shapes
-from deltawire.chat import TokenLogprob
+from deltawire.chat import ReasoningPlace, TokenLogprob
 from deltawire.chunks import ChunkWriter
 from deltawire.dialects import Dialect
 from deltawire.items import (
@@ -42,6 +42,7 @@ from deltawire.items import (
 )
 from deltawire.responses import Annotation, OutputItem, StreamEvent, scrub
 from deltawire.responses import TokenLogprob as GivenLogprob
+from deltawire.tools import ClientTools
 
 
 class Divergence(Struct, frozen=True):
@@ -57,16 +58,18 @@ class Output:
     """The output items of one response on their way to the client.
 
     `client_tools`, `dialect`, `commentary` and `images` are options of `ChatStream`;
-    `reasoning_sink` says whether reasoning is shown at all.
+    `reasoning_sink` says whether reasoning is shown at all, `reasoning_details` whether its items
+    are told in a form in which they can be sent back.
     """
 
     def __init__(
         self,
         writer: ChunkWriter,
         *,
-        client_tools: frozenset[str] | None,
+        client_tools: ClientTools | None,
         dialect: Dialect,
         reasoning_sink: Sink,
+        reasoning_details: bool,
         commentary: Literal["reasoning", "content", "drop"],
         images: Literal["final", "partial"] | None,
     ) -> None:
@@ -74,6 +77,7 @@ class Output:
         self._client_tools = client_tools
         self._dialect = dialect
         self._reasoning_sink = reasoning_sink
+        self._reasoning_details = reasoning_details
         self._commentary_sink = {
             "reasoning": reasoning_sink,
             "content": Sink.CONTENT,
@@ -412,7 +416,10 @@ class Output:
     # Reasoning.
 
     def _begin_reasoning(self, item_id: str | None, index: int | None) -> ReasoningItem:
-        reasoning = ReasoningItem(self._reasoning_sink)
+        # Of the unfinished calls only the first one may have been opened.
+        opened = bool(self._unfinished) and self._unfinished[0].opened
+        calls = self._writer.calls + len(self._unfinished) - opened
+        reasoning = ReasoningItem(self._reasoning_sink, (self._content_length, calls))
         self._reasonings.add(reasoning)
         self._reasonings.register(reasoning, item_id, index, None)
         return reasoning
@@ -469,6 +476,14 @@ class Output:
             self._state_all(reasoning.raw, raw)
         if summary:
             self._state_all(reasoning.summary, summary)
+        if self._reasoning_details and not reasoning.done:
+            self._writer.reasoning_details(
+                snapshot.id or reasoning.id,
+                ReasoningPlace(*reasoning.place),
+                summary,
+                raw,
+                snapshot.encrypted_content,
+            )
         self._reasonings.finish(reasoning, stated=bool(raw or summary))
 
     # Calls.
@@ -558,6 +573,8 @@ class Output:
 
     def _open_call(self, call: CallItem, name: str) -> None:
         call.opened = True
+        if self._client_tools is not None:
+            name = self._client_tools.client_name(name)
         call.position = self._writer.open_call(call.call_id or call.id, name)
         self._last_opened = call
         if call.waiting:

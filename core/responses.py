@@ -72,6 +72,7 @@ class OutputItem(Struct):
     content: list[Part] | None = None
     summary: list[Part] | None = None
     phase: str | None = None
+    encrypted_content: str | None = None
     # Base64 in an image generation call.
     result: str | None = None
     output_format: str | None = None

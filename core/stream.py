@@ -38,6 +38,7 @@ from deltawire.items import Channel, Part, Sink
 from deltawire.output import Divergence, Output
 from deltawire.responses import Response, StreamEvent, parse
 from deltawire.sse import DEFAULT_MAX_EVENT_SIZE, ServerSentEvent, SSEDecoder
+from deltawire.tools import ClientTools
 
 
 class State(enum.Enum):
@@ -160,10 +161,13 @@ class ChatStream:
     Options, all keyword-only:
 
     include_usage: end with a usage chunk, as `stream_options.include_usage` asks for.
-    client_tools: names of the custom tools the client offered. A `custom_tool_call` of another
-        name is the provider's own. None: not known, `dialect` decides.
+    client_tools: names of the custom tools the client offered, or the ClientTools of its
+        translated request, which also knows which names were shortened. A `custom_tool_call` of
+        another name is the provider's own. None: not known, `dialect` decides.
     dialect: how this upstream differs.
     reasoning: the key for reasoning text in a delta, None to leave reasoning out.
+    reasoning_details: also tell each reasoning item as a whole, encrypted content included, so
+        that the client can send it back.
     commentary: where messages of phase `commentary` go.
     images: `final` images only, `partial` ones too, or None.
     stop: content ends before the first of these; see `wants_close`.
@@ -178,6 +182,7 @@ class ChatStream:
         client_tools: Iterable[str] | None = None,
         dialect: Dialect = GENERIC,
         reasoning: Literal["reasoning_content", "reasoning"] | None = "reasoning_content",
+        reasoning_details: bool = False,
         commentary: Literal["reasoning", "content", "drop"] = "reasoning",
         images: Literal["final", "partial"] | None = "final",
         stop: str | Iterable[str] | None = None,
@@ -196,8 +201,9 @@ class ChatStream:
         )
         self._output = Output(
             self._writer,
-            client_tools=None if client_tools is None else frozenset(client_tools),
+            client_tools=_known(client_tools),
             dialect=dialect,
+            reasoning_details=reasoning_details,
             reasoning_sink=Sink.NOWHERE if reasoning is None else Sink.REASONING,
             commentary=commentary,
             images=images,
@@ -570,6 +576,12 @@ class ChatStream:
         else:
             self.failure = failure
             self._advance(Signal.FAILED)
+
+
+def _known(client_tools: Iterable[str] | None) -> ClientTools | None:
+    if client_tools is None or isinstance(client_tools, ClientTools):
+        return client_tools
+    return ClientTools(client_tools)
 
 
 def _rendered(events: list[Event]) -> bytes:

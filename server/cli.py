@@ -1,4 +1,4 @@
-"""The command `deltawire`: `translate` and `demo`, on the core alone.
+"""The command `deltawire`: `translate`, `request` and `demo`, on the core alone.
 
 Each subcommand imports what it needs when it is run. Exit status: 0 after a finish, 1 after a
 failure, 2 for wrong usage; 130 after an interrupt and 141 when the reader of the output left, as
@@ -21,11 +21,16 @@ from deltawire import (
     Done,
     Event,
     Failure,
+    InvalidRequest,
+    UnsupportedField,
     __version__,
+    dialect_for_url,
     dialect_named,
+    to_responses_request,
 )
 
 if TYPE_CHECKING:
+    from deltawire import ReportEntry
     from deltawire.testing import Answer
 
 FINISHED: Final = 0
@@ -93,6 +98,24 @@ def _parser() -> argparse.ArgumentParser:
         "--stop", metavar="TEXT", action="append", help="end the content before TEXT (repeatable)"
     )
 
+    request = commands.add_parser(
+        "request",
+        help="translate a chat request",
+        description="Translate a Chat Completions request (JSON) into a Responses request. What"
+        " cannot be carried over is reported on standard error.",
+        epilog="exit status: 0 for a request, 1 for one that is refused, 2 for wrong usage",
+    )
+    request.set_defaults(run=_request)
+    request.add_argument("file", metavar="FILE", nargs="?", help="default: standard input")
+    upstream = request.add_mutually_exclusive_group()
+    upstream.add_argument(
+        "--dialect", choices=sorted(DIALECTS), default="openai", help="(default: openai)"
+    )
+    upstream.add_argument("--upstream", metavar="URL", help="the dialect of this upstream")
+    request.add_argument(
+        "--strict", action="store_true", help="refuse a request of which anything is lost"
+    )
+
     demo = commands.add_parser(
         "demo",
         help="show a sample stream being translated",
@@ -118,25 +141,59 @@ def _translate(options: argparse.Namespace) -> int:
         stop=options.stop,
     )
     try:
-        source = sys.stdin.fileno() if options.file is None else os.open(options.file, os.O_RDONLY)
-        for data in _read(source):
+        for data in _read(options.file):
             _write(stream.receive_data(data), options.format)
             if stream.wants_close:
                 break
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        print(f"deltawire: {options.file}: {error.strerror}", file=sys.stderr)
-        return WRONG_USAGE
+    except _UNREADABLE as error:
+        return _complain(f"{options.file}: {error.strerror}", WRONG_USAGE)
     _write(stream.receive_eof(), options.format)
     if options.format == "text":
         print()
     if stream.failure is not None:
-        print(f"deltawire: {stream.failure.message}", file=sys.stderr)
-        return FAILED
+        return _complain(stream.failure.message, FAILED)
     return FINISHED
 
 
-def _read(source: int) -> Iterator[bytes]:
+_UNREADABLE: Final = (FileNotFoundError, IsADirectoryError, PermissionError)
+
+
+def _complain(message: str, status: int) -> int:
+    print(f"deltawire: {message}", file=sys.stderr)
+    return status
+
+
+def _request(options: argparse.Namespace) -> int:
+    import msgspec
+
+    dialect = dialect_named(options.dialect)
+    if options.upstream is not None:
+        dialect = dialect_for_url(options.upstream)
+    try:
+        chat_request = msgspec.json.decode(b"".join(_read(options.file)))
+        translated = to_responses_request(chat_request, dialect=dialect, strict=options.strict)
+    except _UNREADABLE as error:
+        return _complain(f"{options.file}: {error.strerror}", WRONG_USAGE)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return _complain(f"the request is no JSON that can be read: {error}", FAILED)
+    except UnsupportedField as error:
+        _print_report(error.report)
+        return _complain(error.message, FAILED)
+    except InvalidRequest as error:
+        return _complain(error.message, FAILED)
+    _print_report(translated.report)
+    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(translated.body)) + b"\n")
+    return FINISHED
+
+
+def _print_report(report: list[ReportEntry]) -> None:
+    for entry in report:
+        print(f"{entry.action} {entry.path}: {entry.reason}", file=sys.stderr)
+
+
+def _read(file: str | None) -> Iterator[bytes]:
     """Whatever is there, as soon as it is there: a buffered reader would wait for more."""
+    source = sys.stdin.fileno() if file is None else os.open(file, os.O_RDONLY)
     while data := os.read(source, _READ_SIZE):
         yield data
 
