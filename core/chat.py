@@ -139,8 +139,9 @@ class ReasoningDetail(Struct, omit_defaults=True):
     """A part of a reasoning item, in the form that OpenRouter gave it and its clients send back.
 
     `index` is unique in the completion; what has the same `id` is of one item. A summary part has
-    a `summary`, raw reasoning a `text`, and encrypted reasoning is the `data`. `after`, which is
-    our own, is left out where nothing was before the item.
+    a `summary`, raw reasoning a `text`, and encrypted reasoning is the `data`. Our own are `after`,
+    left out where nothing was before the item, and `phase`, for the text of a commentary that is
+    shown as reasoning.
     """
 
     index: int
@@ -151,6 +152,7 @@ class ReasoningDetail(Struct, omit_defaults=True):
     text: str | None = None
     data: str | None = None
     after: ReasoningPlace | None = None
+    phase: Literal["commentary"] | None = None
 
 
 class Delta(Struct, omit_defaults=True):

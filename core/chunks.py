@@ -160,11 +160,13 @@ class ChunkWriter:
         self,
         item_id: str | None,
         place: ReasoningPlace,
-        summaries: Iterable[str],
-        texts: Iterable[str],
-        encrypted: str | None,
+        *,
+        summaries: Iterable[str] = (),
+        texts: Iterable[str] = (),
+        encrypted: str | None = None,
+        phase: Literal["commentary"] | None = None,
     ) -> None:
-        """Say a whole reasoning item, in the form in which a client can send it back."""
+        """Say a whole item of what is shown as reasoning, in a form that can be sent back."""
         parts: list[ReasoningDetail] = []
 
         def add(kind: DetailType, **said: str) -> None:
@@ -175,13 +177,14 @@ class ChunkWriter:
                     id=item_id,
                     format=_ITEM_FORMAT,
                     after=None if place == ReasoningPlace() else place,
+                    phase=phase,
                     **said,
                 )
             )
 
-        for summary in summaries:
+        for summary in filter(None, summaries):
             add("reasoning.summary", summary=summary)
-        for text in texts:
+        for text in filter(None, texts):
             add("reasoning.text", text=text)
         if encrypted is not None:
             add("reasoning.encrypted", data=encrypted)

@@ -205,6 +205,7 @@ EXTENSIONS: Final = (
     _mapped(f"{_DETAIL}[].id", "input[].id"),
     _said(f"{_DETAIL}[].format", "nothing to be said"),
     _said(f"{_DETAIL}[].index", "the order"),
+    _said(f"{_DETAIL}[].phase", "`input[].phase` of a message, which the detail then is"),
     _said(f"{_DETAIL}[].after", "the place among text and calls"),
     _said(f"{_DETAIL}[].after.content", "the place in the text"),
     _said(f"{_DETAIL}[].after.tool_calls", "the place among the calls"),

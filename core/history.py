@@ -18,6 +18,7 @@ from deltawire.reading import Json, Reader, ReportEntry, described, join, wrong_
 from deltawire.tools import MAX_NAME, Tools, shortened
 
 _DETAILS: Final = ("auto", "low", "high", "original")
+_PHASES: Final = ("commentary", "final_answer")
 _BREAKPOINT: Final = "prompt_cache_breakpoint"
 
 
@@ -173,8 +174,10 @@ class History:
         return parts
 
     def _with_breakpoint(self, part: Json, fields: Json, path: str) -> Json:
-        if _BREAKPOINT in fields:
-            where = join(path, _BREAKPOINT)
+        where = join(path, _BREAKPOINT)
+        if _BREAKPOINT in fields and self._dialect.plain_text is not None:
+            self._reader.drop(where, "upstream wants text as one string")
+        elif _BREAKPOINT in fields:
             kind = f"messages[].content[].{_BREAKPOINT}"
             marked = self._reader.fields(fields[_BREAKPOINT], where, kind)
             mode = self._reader.required(marked, "mode", where, "'explicit'")
@@ -376,10 +379,14 @@ class History:
                 self._reader.drop(where, "reasoning of another API, which upstream cannot read")
                 continue
             place = self._place(fields.get("after", {}), join(where, "after"))
-            identity = (fields.get("id"), place)
+            identity = (fields.get("id"), fields.get("phase"), place)
             if not found or identity != last or "encrypted_content" in found[-1][1]:
                 last = identity
                 item: Json = {"type": "reasoning", "summary": []}
+                if "phase" in fields:
+                    item["phase"] = self._reader.one_of(
+                        fields["phase"], join(where, "phase"), _PHASES
+                    )
                 if "id" in fields:
                     item["id"] = self._reader.name(fields["id"], join(where, "id"))
                 found.append((place, item, where))
@@ -396,6 +403,8 @@ class History:
 
     def _as_taken(self, item: Json, position: int) -> Json | None:
         """The reasoning item as upstream takes it, None if it does not."""
+        if "phase" in item:
+            return self._commentary(item)
         form = self._dialect.reasoning_history
         if form == "encrypted" and "encrypted_content" in item:
             # OpenAI refuses ids of another form, and does without one (RubyLLM's recordings).
@@ -406,6 +415,13 @@ class History:
             text = "\n\n".join(part["text"] for part in parts)
             return _raw_reasoning(text, item.get("id") or f"rs_{position}")
         return None
+
+    def _commentary(self, item: Json) -> Json:
+        """A message of an answer that was shown as reasoning."""
+        text = "".join(part["text"] for part in item.get("content", ()))
+        message = {"role": "assistant", "content": text}
+        # Upstreams that take only the plainest of messages know no phases.
+        return {**message, "phase": item["phase"]} if self._dialect.output_messages else message
 
     @property
     def _unwanted(self) -> str:

@@ -214,12 +214,13 @@ class Item(ABC):
 
 
 class MessageItem(Item):
-    """An assistant message."""
+    """An assistant message; `place` is what was before it, as of a `ReasoningItem`."""
 
-    __slots__ = ("cited", "refusal", "text")
+    __slots__ = ("cited", "place", "refusal", "text")
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, place: tuple[int, int]) -> None:
         super().__init__()
+        self.place = place
         self.text = Channel(self, sink)
         self.refusal = Channel(self, Sink.REFUSAL)
         self.channels = (self.text, self.refusal)
@@ -237,7 +238,7 @@ class MessageItem(Item):
 class ReasoningItem(Item):
     """Reasoning: raw text, a summary, or both, of which only one is shown.
 
-    `place` is what was before it: so much content, so many calls.
+    `place` is what was before it: so much content (code points), so many calls.
     """
 
     __slots__ = ("place", "raw", "summary")

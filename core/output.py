@@ -13,7 +13,7 @@ chunk looks (`chunks`). `stream` is the only caller.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Final, Literal, TypeVar
 
@@ -282,12 +282,40 @@ class Output:
             sent = channel.sent.length
             self.divergences.append(Divergence(name, channel.sink.value, sent, stated))
 
+    @property
+    def _place(self) -> tuple[int, int]:
+        """How much content and how many calls were received so far."""
+        # Of the unfinished calls only the first one may have been opened.
+        opened = bool(self._unfinished) and self._unfinished[0].opened
+        return self._content_length, self._writer.calls + len(self._unfinished) - opened
+
+    def _tell(
+        self,
+        item: ReasoningItem | MessageItem,
+        snapshot: OutputItem,
+        *,
+        texts: list[str],
+        summaries: Iterable[str] = (),
+        phase: Literal["commentary"] | None = None,
+    ) -> None:
+        """Say once, as a whole, an item that is shown as reasoning."""
+        if self._reasoning_details and not item.done:
+            self._writer.reasoning_details(
+                snapshot.id or item.id,
+                ReasoningPlace(*item.place),
+                summaries=summaries,
+                texts=texts,
+                encrypted=snapshot.encrypted_content,
+                phase=phase,
+            )
+
     # Messages.
 
     def _begin_message(
         self, item_id: str | None, index: int | None, phase: str | None
     ) -> MessageItem:
-        message = MessageItem(self._commentary_sink if phase == "commentary" else Sink.CONTENT)
+        sink = self._commentary_sink if phase == "commentary" else Sink.CONTENT
+        message = MessageItem(sink, self._place)
         self._messages.add(message)
         self._messages.register(message, item_id, index, None)
         return message
@@ -411,15 +439,14 @@ class Output:
             if stated.annotations and not message.done:
                 self._cite(message, part, stated.annotations, known)
         self._writer.release()
+        if message.text.sink is Sink.REASONING:
+            self._tell(message, snapshot, texts=texts, phase="commentary")
         self._messages.finish(message, stated=bool(texts or refusals))
 
     # Reasoning.
 
     def _begin_reasoning(self, item_id: str | None, index: int | None) -> ReasoningItem:
-        # Of the unfinished calls only the first one may have been opened.
-        opened = bool(self._unfinished) and self._unfinished[0].opened
-        calls = self._writer.calls + len(self._unfinished) - opened
-        reasoning = ReasoningItem(self._reasoning_sink, (self._content_length, calls))
+        reasoning = ReasoningItem(self._reasoning_sink, self._place)
         self._reasonings.add(reasoning)
         self._reasonings.register(reasoning, item_id, index, None)
         return reasoning
@@ -476,14 +503,7 @@ class Output:
             self._state_all(reasoning.raw, raw)
         if summary:
             self._state_all(reasoning.summary, summary)
-        if self._reasoning_details and not reasoning.done:
-            self._writer.reasoning_details(
-                snapshot.id or reasoning.id,
-                ReasoningPlace(*reasoning.place),
-                summary,
-                raw,
-                snapshot.encrypted_content,
-            )
+        self._tell(reasoning, snapshot, texts=raw, summaries=summary)
         self._reasonings.finish(reasoning, stated=bool(raw or summary))
 
     # Calls.

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from deltawire import Done
+from deltawire import Done, to_responses_request
 from deltawire.testing import (
     Answer,
     CustomToolCall,
@@ -20,7 +20,7 @@ from deltawire.testing import (
     write_frames,
     write_stream,
 )
-from wire import SHARED, parsed, plain, receive
+from wire import SHARED, Json, parsed, plain, receive
 
 COMMAND = [sys.executable, "-m", "deltawire.server.cli"]
 ANSWER = Answer((Reasoning("Hm."), "Hello there."))
@@ -35,6 +35,63 @@ def test_a_stream_becomes_the_frames_of_the_core() -> None:
     result = run("translate", data=data)
     assert parsed(result.stdout) == plain(receive(data)[1])
     assert (result.returncode, result.stderr) == (0, b"")
+
+
+REQUEST: Json = {
+    "model": "gpt-5",
+    "messages": [{"role": "user", "content": "Hi", "name": "ann"}],
+    "seed": 1,
+    "max_tokens": 5,
+}
+
+
+def test_a_request_becomes_the_body_of_the_core_and_its_report() -> None:
+    result = run("request", data=json.dumps(REQUEST).encode())
+    assert json.loads(result.stdout) == to_responses_request(REQUEST).body
+    assert result.returncode == 0
+    assert result.stderr.decode().splitlines() == [
+        "dropped seed: the Responses API has no such sampling setting",
+        "dropped messages[0].name: the Responses API does not name the participants",
+        "adjusted max_tokens: raised from 5 to 16, the least upstream takes",
+    ]
+
+
+def test_a_request_is_for_a_dialect_by_name_or_url(tmp_path: Path) -> None:
+    path = tmp_path / "request.json"
+    path.write_text(json.dumps(REQUEST))
+    assert json.loads(run("request", str(path), "--dialect", "vllm").stdout)["seed"] == 1
+    url = "https://api.openai.com/v1"
+    assert "seed" not in json.loads(run("request", str(path), "--upstream", url).stdout)
+    both = run("request", str(path), "--dialect", "vllm", "--upstream", url)
+    assert both.returncode == 2
+
+
+def test_a_strict_request_is_refused_with_all_that_is_lost() -> None:
+    result = run("request", "--strict", data=json.dumps(REQUEST).encode())
+    assert (result.stdout, result.returncode) == (b"", 1)
+    assert "deltawire: not supported by the upstream: seed (" in result.stderr.decode()
+    assert "messages[0].name (" in result.stderr.decode().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'{"model": "m"}', "deltawire: messages: expected a list, found nothing\n"),
+        (b"{", "deltawire: the request is no JSON that can be read: Input data was truncated\n"),
+        (b'{"a": "\xff"}', "deltawire: the request is no JSON that can be read: "),
+        (b"[" * 1_000_000, "deltawire: the request is no JSON that can be read: "),
+    ],
+)
+def test_a_wrong_request_is_refused(data: bytes, message: str) -> None:
+    result = run("request", data=data)
+    assert (result.stdout, result.returncode) == (b"", 1)
+    assert result.stderr.decode().startswith(message)
+    assert result.stderr.count(b"\n") == 1
+
+
+def test_a_request_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
+    result = run("request", str(tmp_path / "none"))
+    assert (result.stdout, result.returncode) == (b"", 2)
 
 
 def test_a_file_is_as_good_as_standard_input(tmp_path: Path) -> None:
