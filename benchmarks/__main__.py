@@ -6,16 +6,18 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks import core, linear
+from benchmarks import core, linear, request
+
+BENCHMARKS = {"core": core.run, "linear": linear.run, "request": request.run}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", choices=["core", "linear"])
+    parser.add_argument("what", choices=list(BENCHMARKS))
     parser.add_argument("--quick", action="store_true", help="fewer rounds, smaller inputs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     options = parser.parse_args()
-    figures = (core if options.what == "core" else linear).run(quick=options.quick)
+    figures = BENCHMARKS[options.what](quick=options.quick)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -194,7 +194,13 @@ CHAT_FIELDS: Final = (
 _DETAIL: Final = "messages[assistant].reasoning_details"
 
 EXTENSIONS: Final = (
-    # What answers carry beyond OpenAI's fields, and clients send back.
+    # What answers carry beyond OpenAI's fields, or openai-python adds, and clients send back.
+    _said("messages[assistant].tool_calls[].index", "the order"),
+    _said(
+        "messages[assistant].tool_calls[function].function.parsed_arguments",
+        "nothing to be said: the `arguments` have it",
+    ),
+    _said("messages[assistant].parsed", "nothing to be said: the `content` has it"),
     _said(
         "messages[assistant].reasoning_content",
         "a `reasoning` item, for upstreams that take its text",
@@ -215,6 +221,7 @@ EXTENSIONS: Final = (
     _mapped(f"{_DETAIL}[reasoning.encrypted].data", "input[].encrypted_content"),
     _mapped("messages[assistant].annotations", "input[].content[].annotations"),
     _mapped("messages[assistant].annotations[].type", "input[].content[].annotations[].type"),
+    _said("messages[assistant].annotations[].index", "the order"),
     _mapped("messages[assistant].annotations[url_citation].url_citation", "annotations[]"),
     _mapped("messages[assistant].annotations[url_citation].url_citation.url", "annotations[].url"),
     _mapped(

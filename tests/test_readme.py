@@ -6,6 +6,7 @@ these tests.
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -77,7 +78,7 @@ def test_examples_run_and_print_what_they_say(
 
 
 def test_the_shell_example_names_a_command_and_options_that_exist() -> None:
-    (shell,) = [body for kind, body in BLOCKS if kind == "sh"]
+    shell, _ = [body for kind, body in BLOCKS if kind == "sh"]
     command = shell.rpartition("| ")[2].split()
     assert command[0] == "deltawire"
     result = subprocess.run(
@@ -87,6 +88,26 @@ def test_the_shell_example_names_a_command_and_options_that_exist() -> None:
         check=True,
     )
     assert result.stdout == b"Hello there.\n"
+
+
+def test_the_shell_example_of_a_request_does_what_it_says(tmp_path: Path) -> None:
+    _, shell = [body for kind, body in BLOCKS if kind == "sh"]
+    command = shell.partition(" |")[0].split()
+    assert command[0] == "deltawire"
+    (tmp_path / "chat.json").write_text(
+        '{"model": "m", "messages": [{"role": "user", "content": "x"}]}'
+    )
+    result = subprocess.run(
+        [sys.executable, "-m", "deltawire.server.cli", *command[1:]],
+        cwd=tmp_path,
+        capture_output=True,
+        check=True,
+    )
+    assert json.loads(result.stdout) == {
+        "model": "m",
+        "input": [{"role": "user", "content": "x"}],
+        "store": False,
+    }
 
 
 def test_the_commands_are_the_two_scripts() -> None:
