@@ -7,6 +7,7 @@ items it came from, in their order as far as the message tells it.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -60,14 +61,18 @@ class History:
 
     def take_instructions(self) -> str | None:
         """Take away the text of the messages that instruct the model before anybody speaks."""
-        texts = []
-        while len(self.items) > 1 and self.items[0].get("role") in ("system", "developer"):
-            content = self.items[0]["content"]
+        texts: list[str] = []
+        taken = 0
+        # There has to be some input left.
+        for item in self.items[:-1]:
+            content = item.get("content", ())
             parts = [{"text": content}] if isinstance(content, str) else content
-            if not all("text" in part for part in parts):
+            instructs = item.get("role") in ("system", "developer")
+            if not (instructs and all("text" in part for part in parts)):
                 break
             texts += [part["text"] for part in parts]
-            del self.items[0]
+            taken += 1
+        del self.items[:taken]
         return "\n\n".join(texts) or None
 
     def _attach(self) -> None:
@@ -128,7 +133,7 @@ class History:
 
     def _read_answer(self, message: Json, path: str) -> None:
         texts, refusals = self._said(message, path)
-        citations = self._citations(message, path)
+        citations = self._citations(message, path, sum(map(len, texts)))
         if not self._dialect.output_messages:
             texts, refusals = self._plainly(texts, refusals, path), []
             if citations:
@@ -136,7 +141,7 @@ class History:
                 citations = []
         calls = self._calls(message, path)
         reasoning = self._reasoning(message, path)
-        answer = _Answer("".join(texts), citations, refusals, calls, len(self.items))
+        answer = _Answer("".join(texts), deque(citations), refusals, calls, len(self.items))
         for place, item in reasoning:
             self.items += answer.until(*place)
             self.items.append(item)
@@ -237,8 +242,8 @@ class History:
                     )
         else:
             raise wrong_type(where, "a string or a list of parts", content)
-        if message.get("refusal"):
-            refusals.append(self._reader.string(message["refusal"], join(path, "refusal")))
+        if refusal := self._reader.string(message.get("refusal", ""), join(path, "refusal")):
+            refusals.append(refusal)
         return texts, refusals
 
     def _plainly(self, texts: list[str], refusals: list[str], path: str) -> list[str]:
@@ -297,7 +302,9 @@ class History:
         name = self._reader.required(call, "name", path, "the name of a function")
         arguments = self._reader.required(call, "arguments", path, "a string")
         upstream_name = self._tools.upstream_name(name, join(path, "name"))
-        call_id = f"call_{len(self.items)}_{upstream_name}"[:MAX_NAME]
+        call_id = f"call_{len(self.items)}_{len(self._custom)}"
+        while call_id in self._custom:
+            call_id += "_"
         self._nameless[name] = call_id
         return self._call_item(
             call_id,
@@ -315,11 +322,17 @@ class History:
             return {"type": "custom_tool_call", "call_id": call_id, "name": name, "input": text}
         return {"type": "function_call", "call_id": call_id, "name": name, "arguments": text}
 
-    def _citations(self, message: Json, path: str) -> list[Json]:
-        """The annotations of an assistant's message, their indexes counting its whole text."""
-        result = []
+    def _citations(self, message: Json, path: str, length: int) -> list[Json]:
+        """The annotations of an assistant's message in the order of the text that they are about.
+
+        Their indexes count the whole text, which has this length.
+        """
+        result: list[Json] = []
         where = join(path, "annotations")
         for annotation, place in self._reader.elements(message.get("annotations", ()), where):
+            if self._reader.kind(annotation, place) != "url_citation":
+                self._reader.drop(place, "only citations of URLs have a form in Chat Completions")
+                continue
             kind = "messages[assistant].annotations[url_citation]"
             fields = self._reader.fields(annotation, place, kind)
             inner = join(place, "url_citation")
@@ -328,16 +341,15 @@ class History:
             if len(citation) < len(_CITATION):
                 self._reader.drop(place, "upstream wants the url, the title and both indexes")
                 continue
-            result.append(
-                {
-                    "type": "url_citation",
-                    **{
-                        name: read(self._reader, citation[name], join(inner, name))
-                        for name, read in _CITATION.items()
-                    },
-                }
-            )
-        return result
+            values = {
+                name: read(self._reader, citation[name], join(inner, name))
+                for name, read in _CITATION.items()
+            }
+            if 0 <= values["start_index"] < length:
+                result.append({"type": "url_citation", **values})
+            else:
+                self._reader.drop(place, "the message has no text there")
+        return sorted(result, key=lambda each: each["start_index"])
 
     # What an assistant thought.
 
@@ -346,50 +358,52 @@ class History:
 
         The place is the number of characters and of calls that were before it.
         """
-        if message.get("reasoning_details"):
-            return self._detailed(message["reasoning_details"], join(path, "reasoning_details"))
-        result: list[tuple[tuple[int, int], Json]] = []
-        for key in ("reasoning_content", "reasoning"):
-            if not message.get(key):
-                continue
-            text = self._reader.string(message[key], join(path, key))
-            if result:
-                if text != message["reasoning_content"]:
-                    self._reader.drop(join(path, key), "there is a reasoning_content as well")
-            elif self._dialect.reasoning_history == "text":
-                result.append(((0, 0), _raw_reasoning(text, f"rs_{len(self.items)}")))
-            else:
+        keys = ("reasoning_content", "reasoning")
+        texts = {
+            key: text
+            for key in keys
+            if (text := self._reader.string(message.get(key, ""), join(path, key)))
+        }
+        where = join(path, "reasoning_details")
+        if details := list(self._reader.elements(message.get("reasoning_details", ()), where)):
+            # They are what the text was made from.
+            return self._detailed(details)
+        shown = next(iter(texts.values()), "")
+        for key, text in texts.items():
+            if text != shown:
+                self._reader.drop(join(path, key), "there is a reasoning_content as well")
+            elif self._dialect.reasoning_history != "text":
                 self._reader.drop(join(path, key), self._unwanted)
-        return result
+        if shown and self._dialect.reasoning_history == "text":
+            return [((0, 0), _raw_reasoning(shown, f"rs_{len(self.items)}"))]
+        return []
 
-    def _detailed(self, value: object, path: str) -> list[tuple[tuple[int, int], Json]]:
+    def _detailed(self, details: list[tuple[Any, str]]) -> list[tuple[tuple[int, int], Json]]:
         found: list[tuple[tuple[int, int], Json, str]] = []
         last: object = None
-        for detail, where in self._reader.elements(value, path):
+        for detail, where in details:
             kind = self._reader.kind(detail, where)
-            fields = self._reader.fields(
-                detail, where, f"messages[assistant].reasoning_details[{kind}]"
-            )
             key = _DETAIL_KEYS.get(kind)
-            if key is None or key not in fields:
+            if key is None:
                 self._reader.drop(where, "no part of a reasoning item of the Responses API")
                 continue
-            made_by = fields.get("format")
-            if made_by is not None and not str(made_by).endswith(_FORMAT):
+            known = f"messages[assistant].reasoning_details[{kind}]"
+            fields = self._reader.fields(detail, where, known)
+            made_by = self._reader.string(fields.get("format", _FORMAT), join(where, "format"))
+            if key not in fields or not made_by.endswith(_FORMAT):
                 self._reader.drop(where, "reasoning of another API, which upstream cannot read")
                 continue
             place = self._place(fields.get("after", {}), join(where, "after"))
-            identity = (fields.get("id"), fields.get("phase"), place)
-            if not found or identity != last or "encrypted_content" in found[-1][1]:
-                last = identity
-                item: Json = {"type": "reasoning", "summary": []}
-                if "phase" in fields:
-                    item["phase"] = self._reader.one_of(
-                        fields["phase"], join(where, "phase"), _PHASES
-                    )
-                if "id" in fields:
-                    item["id"] = self._reader.name(fields["id"], join(where, "id"))
-                found.append((place, item, where))
+            names: Json = {
+                name: self._reader.string(fields[name], join(where, name))
+                for name in ("id", "phase")
+                if name in fields
+            }
+            if not found or (names, place) != last or "encrypted_content" in found[-1][1]:
+                last = (names, place)
+                if "phase" in names:
+                    self._reader.one_of(names["phase"], join(where, "phase"), _PHASES)
+                found.append((place, {"type": "reasoning", "summary": [], **names}, where))
             text = self._reader.string(fields[key], join(where, key))
             _add_detail(found[-1][1], kind, text)
         result: list[tuple[tuple[int, int], Json]] = []
@@ -447,7 +461,7 @@ class _Answer:
     def __init__(
         self,
         text: str,
-        citations: list[Json],
+        citations: deque[Json],
         refusals: list[str],
         calls: list[Json],
         position: int,
@@ -481,7 +495,9 @@ class _Answer:
         if not (text or refusals):
             return []
         self._said = end
-        cited = [each for each in self._citations if begin <= each["start_index"] < end]
+        cited = []
+        while self._citations and self._citations[0]["start_index"] < end:
+            cited.append(self._citations.popleft())
         if not (cited or refusals):
             return [{"role": "assistant", "content": text}]
         parts: list[Json] = [{"type": "refusal", "refusal": refusal} for refusal in refusals]

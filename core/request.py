@@ -23,6 +23,9 @@ from deltawire.tools import ClientTools, Tools
 _LOGPROBS: Final = "message.output_text.logprobs"
 _ENCRYPTED: Final = "reasoning.encrypted_content"
 
+# As many as Chat Completions takes; each of them costs time with every delta of the answer.
+_MAX_STOPS: Final = 4
+
 
 class Translated(Struct, frozen=True):
     """A chat request, translated.
@@ -122,6 +125,7 @@ class _Translation:
         self.include_usage = False
         self.stop: tuple[str, ...] = ()
         self._max_tokens: int | None = None
+        self._included: set[str] = set()
 
     def read(self, chat_request: object) -> None:
         """Take in the request."""
@@ -165,8 +169,9 @@ class _Translation:
         refused = self._dialect.refusal("include") or self._dialect.refusal(f"include[{value}]")
         if refused is not None:
             self.reader.drop(path, refused)
-        elif value not in (included := self.body.setdefault("include", [])):
-            included.append(value)
+        elif value not in self._included:
+            self._included.add(value)
+            self.body.setdefault("include", []).append(value)
 
     # What is said, and with what.
 
@@ -189,7 +194,9 @@ class _Translation:
         self.tools.offer_web_search(value, path)
 
     def _read_tool_choice(self, value: object, path: str) -> None:
-        self._put("tool_choice", self.tools.choice(value, path), path)
+        choice = self.tools.choice(value, path)
+        if choice is not None:
+            self._put("tool_choice", choice, path)
 
     def _read_function_choice(self, value: object, path: str) -> None:
         choice = self.tools.function_choice(value, path)
@@ -262,6 +269,12 @@ class _Translation:
             given = [self.reader.string(value, path)]
         elif isinstance(value, list | tuple):
             given = [self.reader.string(*each) for each in self.reader.elements(value, path)]
+            if len(given) > _MAX_STOPS:
+                raise InvalidRequest(
+                    f"{path}: expected at most {_MAX_STOPS} strings, found {len(given)}",
+                    path,
+                    "invalid_value",
+                )
         else:
             raise wrong_type(path, "a string or a list of strings", value)
         self.stop = tuple(text for text in given if text)

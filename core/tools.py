@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Set
 from hashlib import sha256
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 from deltawire.dialects import Dialect
 from deltawire.errors import InvalidRequest
@@ -20,6 +20,9 @@ from deltawire.reading import Json, Reader, join, wrong_type
 MAX_NAME: Final = 64
 # Of sha256, in hexadecimal digits: enough that no two names of a request have the same.
 _DIGEST: Final = 12
+
+
+_NO_CUSTOM: Final = "upstream knows no tools that take free text"
 
 
 class ClientTools(Set[str]):
@@ -185,7 +188,7 @@ class Tools:
         sent: Json = {"type": "custom", "name": self.upstream_name(name, join(where, "name"))}
         self._custom.add(name)
         if not self._dialect.custom_tools:
-            self._reader.drop(path, "upstream knows no tools that take free text")
+            self._reader.drop(path, _NO_CUSTOM)
             return
         self._describe(sent, fields, where)
         if "format" in fields:
@@ -219,8 +222,8 @@ class Tools:
 
     # The choice among them.
 
-    def choice(self, value: object, path: str) -> str | Json:
-        """The tool choice for upstream."""
+    def choice(self, value: object, path: str) -> str | Json | None:
+        """The tool choice for upstream, None if there is nothing left to choose."""
         if isinstance(value, str):
             return self._reader.one_of(value, path, ("none", "auto", "required"))
         if not isinstance(value, Mapping):
@@ -228,9 +231,7 @@ class Tools:
         kind = self._reader.kind(value, path)
         if kind == "allowed_tools":
             return self._allowed(value, path)
-        if kind in ("function", "custom"):
-            return self._named(value, kind, path)
-        return self._reader.free_object(value, path)
+        return self._flat(value, path)
 
     def function_choice(self, value: object, path: str) -> str | Json:
         """The tool choice for upstream, from how functions were chosen before there were tools."""
@@ -264,14 +265,18 @@ class Tools:
             "type": "allowed_tools",
             "mode": self._reader.one_of(mode, join(where, "mode"), ("auto", "required")),
             "tools": [
-                self._flat(tool, place)
+                flat
                 for tool, place in self._reader.elements(tools, join(where, "tools"))
+                if (flat := self._flat(tool, place)) is not None
             ],
         }
 
-    def _flat(self, tool: Any, path: str) -> Json:
-        """A reference to a tool, without the key that its definition is wrapped in."""
+    def _flat(self, tool: object, path: str) -> Json | None:
+        """A reference to a tool, without the key that it is wrapped in; None for one not sent."""
         kind = self._reader.kind(tool, path)
-        if kind in ("function", "custom") and kind in tool:
+        if kind == "custom" and not self._dialect.custom_tools:
+            self._reader.drop(path, _NO_CUSTOM)
+            return None
+        if kind in ("function", "custom"):
             return self._named(tool, kind, path)
         return self._reader.free_object(tool, path)

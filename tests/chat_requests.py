@@ -32,6 +32,12 @@ GRAMMAR = {
 }
 
 
+DEEP: Any = "bottom"
+"""Deeper than any stack."""
+for _ in range(300_000):
+    DEEP = [DEEP]
+
+
 def request(*messages: Json, **more: Any) -> Json:
     """A request with these messages, or with a plain one."""
     return {"model": "gpt-5", "messages": list(messages or (USER,)), **more}

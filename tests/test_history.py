@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from chat_requests import GRAMMAR, USER, WEATHER, call, called, request, result
+from chat_requests import DEEP, GRAMMAR, USER, WEATHER, call, called, request, result
 from deltawire import (
     COPILOT,
     DIALECTS,
@@ -270,6 +270,24 @@ def test_citations_go_back_to_the_piece_of_text_they_belong_to() -> None:
     assert items_for(USER, message, dialect=GENERIC)[1]["content"] == "Some text. More."
 
 
+def test_annotations_without_a_place_in_the_text_are_reported() -> None:
+    def cited(start: int) -> Json:
+        url = {"url": "u", "title": "t", "start_index": start, "end_index": start}
+        return {"type": "url_citation", "url_citation": url}
+
+    other = {"type": "file_citation", "file_citation": {"file_id": "f"}}
+    message = {
+        "role": "assistant",
+        "content": "abc",
+        "annotations": [cited(2), cited(0), cited(3), cited(-1), other],
+    }
+    (annotations,) = [part["annotations"] for part in items_for(USER, message)[1]["content"]]
+    assert [each["start_index"] for each in annotations] == [0, 2]
+    assert [path for _, path in reported(USER, message)] == [
+        f"messages[1].annotations[{at}]" for at in (2, 3, 4)
+    ]
+
+
 def test_reasoning_text_goes_back_where_it_is_taken() -> None:
     message = {"role": "assistant", "content": "Hi.", "reasoning_content": "Hm."}
     raw = {
@@ -279,6 +297,8 @@ def test_reasoning_text_goes_back_where_it_is_taken() -> None:
         "content": [{"type": "reasoning_text", "text": "Hm."}],
     }
     assert items_for(USER, message, dialect=VLLM)[1] == raw
+    empty = {**message, "reasoning_details": [], "reasoning": ""}
+    assert items_for(USER, empty, dialect=VLLM) == items_for(USER, message, dialect=VLLM)
     for dialect in (OPENAI, GENERIC):
         assert len(items_for(USER, message, dialect=dialect)) == 2
         assert reported(USER, message, dialect=dialect) == [
@@ -397,6 +417,13 @@ def test_two_calls_of_one_function_without_ids_are_two() -> None:
     assert ids[0] != ids[2]
 
 
+def test_an_id_that_is_made_is_no_other_calls() -> None:
+    legacy = {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}
+    taken = items_for(USER, called(call("x")), result("x"), legacy)[-1]["call_id"]
+    made = items_for(USER, called(call(taken)), result(taken), legacy)[-1]["call_id"]
+    assert made != taken
+
+
 def test_an_id_that_is_too_long_is_the_same_in_call_and_result() -> None:
     long = "call_" + "x" * 100
     _, calling, output = items_for(USER, called(call(long)), result(long))
@@ -426,6 +453,14 @@ def test_custom_calls_are_functions_where_there_are_no_custom_tools() -> None:
     assert done.body["input"][2]["type"] == "function_call_output"
     assert [tool["name"] for tool in done.body["tools"]] == ["weather"]
     assert [(entry.action, entry.path) for entry in done.report] == [("dropped", "tools[0]")]
+    choice = {"type": "custom", "custom": {"name": "sum"}}
+    chosen = to_responses_request({**chat_request, "tool_choice": choice}, dialect=VLLM)
+    assert "tool_choice" not in chosen.body
+    assert ("dropped", "tool_choice") in [(each.action, each.path) for each in chosen.report]
+    allowed = {"mode": "auto", "tools": [choice, {"type": "function", "function": {"name": "f"}}]}
+    choices = {"type": "allowed_tools", "allowed_tools": allowed}
+    some = to_responses_request({**chat_request, "tool_choice": choices}, dialect=VLLM)
+    assert some.body["tool_choice"]["tools"] == [{"type": "function", "name": "f"}]
 
 
 def test_leading_instructions_can_go_where_a_dialect_wants_them() -> None:
@@ -460,6 +495,15 @@ def test_a_breakpoint_of_the_cache_stays_where_it_can() -> None:
         ("x", "messages[0].reasoning_details"),
         (["x"], "messages[0].reasoning_details[0]"),
         ([{"type": "reasoning.text", "text": 1}], "messages[0].reasoning_details[0].text"),
+        (0, "messages[0].reasoning_details"),
+        (
+            [{"type": "reasoning.text", "text": "x", "id": DEEP}],
+            "messages[0].reasoning_details[0].id",
+        ),
+        (
+            [{"type": "reasoning.text", "text": "x", "format": DEEP}],
+            "messages[0].reasoning_details[0].format",
+        ),
         (
             [{"type": "reasoning.text", "text": "x", "after": {"content": "y"}}],
             "messages[0].reasoning_details[0].after.content",

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from chat_requests import (
     CUSTOM,
+    DEEP,
     EXAMPLES,
     GRAMMAR,
     LEGACY,
@@ -169,6 +170,15 @@ def test_structured_output() -> None:
         "verbosity": "low",
     }
     assert (sent["include"], sent["top_logprobs"]) == (["message.output_text.logprobs"], 2)
+
+
+def test_a_schema_may_be_no_more_than_its_name() -> None:
+    named = {"type": "json_schema", "json_schema": {"name": "x"}}
+    expected = {"type": "json_schema", "name": "x", "schema": {}}
+    assert body(request(response_format=named))["text"]["format"] == expected
+    for kind in ("text", "json_object"):
+        plain = {"type": kind}
+        assert body(request(response_format=plain))["text"]["format"] == plain
 
 
 def test_reasoning_with_encrypted_history() -> None:
@@ -644,10 +654,6 @@ def test_entries_say_where_what_and_why() -> None:
 
 # What is wrong in itself.
 
-DEEP: Any = "bottom"
-for _ in range(300_000):
-    DEEP = [DEEP]
-
 WRONG: list[tuple[str, Any, str, str]] = [
     ("no object", [], "", "the request: expected an object, found a list"),
     ("no model", {"messages": [USER]}, "model", "expected the name of a model, found nothing"),
@@ -754,6 +760,7 @@ WRONG: list[tuple[str, Any, str, str]] = [
     ("too large", request(max_tokens=10**400), "max_tokens", "at most 64 bits, found a very"),
     ("large", request(temperature=2**64), "temperature", "at most 64 bits"),
     ("stop", request(stop=7), "stop", "expected a string or a list of strings"),
+    ("stops", request(stop=list("abcde")), "stop", "at most 4 strings, found 5"),
     ("stop inside", request(stop=["a", None]), "stop[1]", "expected a string, found null"),
     ("surrogate", request({"role": "user", "content": "a\ud800"}), "messages[0].content", "half"),
     ("metadata key", request(metadata={1: "x"}), "metadata", "names that are strings"),
