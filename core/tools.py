@@ -14,7 +14,7 @@ from typing import Final
 
 from deltawire.dialects import Dialect
 from deltawire.errors import InvalidRequest
-from deltawire.reading import Json, Reader, join, wrong_type
+from deltawire.reading import Json, Reader, described, join, wrong_type
 
 # OpenAI's limit for names of functions, custom tools and calls.
 MAX_NAME: Final = 64
@@ -96,8 +96,8 @@ class Tools:
         known = self._client_names.setdefault(sent, name)
         if known != name:
             raise InvalidRequest(
-                f"{path}: expected a name that differs from {known!r} in its first {MAX_NAME}"
-                f" characters, found {sent!r}",
+                f"{path}: expected a name that is not what another one is shortened to,"
+                f" found {described(name)}",
                 path,
                 "invalid_value",
             )
