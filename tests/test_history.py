@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -37,7 +39,7 @@ from deltawire.testing import (
 )
 from deltawire.testing.strategies import answers
 from schemas import check
-from wire import Json
+from wire import SHARED, Json
 
 
 def message_of(answer: Answer, **options: Any) -> Json:
@@ -117,16 +119,20 @@ def sent(items: list[Json]) -> list[Segment]:
             segments.append(before)
             head = {
                 "summary": [part["text"] for part in item["summary"] if part["text"]],
-                "content": [part["text"] for part in item.get("content", ()) if part["text"]],
+                "content": [part["text"] for part in item.get("content") or () if part["text"]],
                 "encrypted": item["encrypted_content"],
             }
             text, refusal, calls = "", "", []
         elif item.get("phase") == "commentary":
             segments.append(before)
-            head, text, refusal, calls = {"commentary": item["content"]}, "", "", []
+            aside = item["content"]
+            if not isinstance(aside, str):
+                aside = "".join(part["text"] for part in aside)
+            head, text, refusal, calls = {"commentary": aside}, "", "", []
         elif item.get("type") in ("function_call", "custom_tool_call"):
             key = "arguments" if item["type"] == "function_call" else "input"
-            calls.append((item["call_id"], item["name"], item[key]))
+            nothing = "{}" if key == "arguments" else ""
+            calls.append((item["call_id"], item["name"], item[key] or nothing))
         elif isinstance(item["content"], str):
             text += item["content"]
         else:
@@ -524,3 +530,54 @@ def test_roles_are_kept_or_said_as_upstream_calls_them() -> None:
     developer = {"role": "developer", "content": "x"}
     assert items_for(developer, dialect=COPILOT)[0]["role"] == "developer"
     assert items_for(developer, dialect=GENERIC)[0]["role"] == "system"
+
+
+def items_done(data: bytes) -> list[Json]:
+    """The items of a recorded stream as they were when they were done, in their order."""
+    found = []
+    for line in data.splitlines():
+        if line.startswith(b"data: {") and b'"response.output_item.done"' in line:
+            event = json.loads(line[6:])
+            found.append((event["output_index"], event["item"]))
+    # The sort is stable: some servers give every item the same index.
+    return [item for _, item in sorted(found, key=lambda pair: int(pair[0]))]
+
+
+def shown_of(items: list[Json], dialect: Dialect) -> list[Json]:
+    """The items that a Chat client is shown and can send back."""
+    return [
+        item
+        for item in items
+        if item["type"] in ("message", "function_call")
+        or (item["type"] == "reasoning" and item.get("encrypted_content") is not None)
+        or (
+            item["type"] == "custom_tool_call"
+            and not dialect.runs_tool(item["name"], item["call_id"])
+        )
+    ]
+
+
+# Two of the streams end in a failure, of which nothing goes back.
+STREAMS = [
+    path
+    for path in sorted(SHARED.glob("corpus/streams/*/*.sse"))
+    if path.stem not in ("vercel-ai__parallel-tool-call-wrapper.1", "vercel-ai__openai-error.1")
+]
+
+
+@pytest.mark.skipif(not STREAMS, reason="the recorded streams are not there (../shared/corpus)")
+@pytest.mark.parametrize("path", STREAMS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_what_was_recorded_goes_back_as_it_came(path: Path) -> None:
+    """Encrypted reasoning as `output_item.done` has it: OpenAI encrypts it anew at the end.
+
+    RubyLLM's recordings show that upstream takes it back in that form.
+    """
+    dialect = DIALECTS.get(path.parent.name, GENERIC)
+    data = path.read_bytes()
+    stream = ChatStream(reasoning_details=True, dialect=dialect)
+    events = [*stream.receive_data(data), *stream.receive_eof()]
+    message: Json = msgspec.to_builtins(fold(events).choices[0].message)
+    output = shown_of(items_done(data), dialect)
+    customs = {item["name"] for item in output if item["type"] == "custom_tool_call"}
+    tools = [{"type": "custom", "custom": {"name": name}} for name in customs]
+    assert sent(items_for(USER, message, tools=tools)[1:]) == sent(output)
