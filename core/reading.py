@@ -221,7 +221,7 @@ def described(value: object) -> str:
     if value is None:
         return "null"
     if isinstance(value, str):
-        return f"the string {_shown(value)!r}"
+        return f"the string '{_shown(value)}'"
     if isinstance(value, bool):
         return f"the boolean {str(value).lower()}"
     if isinstance(value, int):
@@ -246,6 +246,6 @@ def wrong_type(path: str, expected: str, value: object) -> InvalidRequest:
 
 
 def _shown(text: str) -> str:
-    """As much of a string as a message may repeat."""
+    """As much of a string as a message, a header or a log may repeat, and in a form that it may."""
     kept = text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
-    return kept.encode("utf-8", "replace").decode()
+    return kept if kept.isprintable() else repr(kept)[1:-1]

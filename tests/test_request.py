@@ -489,6 +489,16 @@ def test_fields_without_a_place_are_reported() -> None:
     assert set(done.body) == {"model", "input", "store"}
 
 
+def test_the_name_of_an_unknown_field_is_shown_so_that_a_log_can_take_it() -> None:
+    strange = {"a\nb": 1, "\ud800": 1, "x" * 100: 1, "\x1b[2J": 1}
+    assert [path for _, path in reported(request(**strange))] == [
+        "a\\nb",
+        "\\ud800",
+        "x" * 40 + "...",
+        "\\x1b[2J",
+    ]
+
+
 def test_null_is_as_good_as_nothing() -> None:
     nothing = dict.fromkeys(["seed", "stop", "n", "tools", "surprise", "audio", "store"])
     assert translated(request(**nothing)) == translated(request())
