@@ -44,7 +44,7 @@ from deltawire.request import (
     Translated,
     refuses_encrypted_reasoning,
     to_responses_request,
-    without_encrypted_reasoning,
+    without_reasoning,
 )
 from deltawire.sse import DEFAULT_MAX_EVENT_SIZE, ServerSentEvent, SSEDecoder
 from deltawire.stream import ChatStream, State
@@ -92,5 +92,5 @@ __all__ = [
     "fold",
     "refuses_encrypted_reasoning",
     "to_responses_request",
-    "without_encrypted_reasoning",
+    "without_reasoning",
 ]

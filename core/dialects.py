@@ -40,6 +40,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
     accepts: fields of a Chat request that it takes as they are, beyond the Responses API's.
     instructions: whether the messages that begin with instructions go into `instructions`.
     developer_role: what it calls the role of a developer.
+    typed_messages: whether messages say that they are messages (`"type": "message"`).
     plain_text: what stands between the parts of content that is all text and is sent as one
         string; None: it is sent in its parts.
     output_messages: whether an assistant's message may have parts, which refusals and citations
@@ -67,6 +68,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
     accepts: tuple[str, ...] = ()
     instructions: bool = False
     developer_role: Literal["developer", "system"] = "developer"
+    typed_messages: bool = False
     plain_text: str | None = None
     output_messages: bool = True
     result_parts: bool = True
@@ -236,6 +238,7 @@ OPENROUTER: Final = Dialect(
     sources=(
         f"accepts: {_OPENROUTER_DOCS}, create a response",
         "min_output_tokens: goes on to OpenAI as it is (musistudio/claude-code-router issue 994)",
+        "typed_messages: CherryHQ/cherry-studio issue 10477",
         "usage: recordings",
     ),
     refuses=(
@@ -246,6 +249,7 @@ OPENROUTER: Final = Dialect(
         ),
     ),
     accepts=("models", "provider", "plugins", "top_k"),
+    typed_messages=True,
     usage="has cost, cost_details and is_byok",
 )
 
@@ -273,12 +277,15 @@ GENERIC: Final = Dialect(
     sources=(
         "developer_role: refused by DeepSeek and Qwen (num-scope/pix issue 34,"
         " haru/redmine_ai_helper issue 242)",
+        "typed_messages: llama.cpp wants it of an assistant's (ggml-org/llama.cpp issue 26394);"
+        " others put up with it (NousResearch/hermes-agent pull request 76695)",
         "plain_text, output_messages: vLLM",
         "result_parts: LM Studio",
         "reasoning_history: vLLM refuses encrypted reasoning, OpenAI any other",
         "min_output_tokens: OpenAI",
     ),
     developer_role="system",
+    typed_messages=True,
     plain_text="\n",
     output_messages=False,
     result_parts=False,

@@ -58,6 +58,10 @@ class History:
             raise InvalidRequest(
                 f"{path}: expected at least one message, found none", path, "invalid_value"
             )
+        if self._dialect.typed_messages:
+            self.items = [
+                {"type": "message", **item} if "role" in item else item for item in self.items
+            ]
 
     def take_instructions(self) -> str | None:
         """Take away the text of the messages that instruct the model before anybody speaks."""

@@ -86,21 +86,18 @@ def to_responses_request(
     )
 
 
-def without_encrypted_reasoning(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The Responses request without the reasoning that only its maker can read.
+def without_reasoning(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The Responses request without what models thought before.
 
     For another attempt, once, after an upstream has refused what another account's or another
-    provider's model thought (`refuses_encrypted_reasoning`). `body` is not changed.
+    provider's model thought (`refuses_encrypted_reasoning`). All of it goes: items that have lost
+    their encrypted content are refused for the same reason (Wei-Shaw/sub2api issue 3138). `body`
+    is not changed.
     """
     given = body.get("input")
     if not isinstance(given, list):
         return dict(body)
-    kept = [item for item in given if not (isinstance(item, Mapping) and _is_encrypted(item))]
-    return {**body, "input": kept}
-
-
-def _is_encrypted(item: Mapping[str, Any]) -> bool:
-    return item.get("type") == "reasoning" and item.get("encrypted_content") is not None
+    return {**body, "input": [item for item in given if item.get("type") != "reasoning"]}
 
 
 def refuses_encrypted_reasoning(failure: Failure) -> bool:

@@ -41,6 +41,7 @@ def dialects() -> list[str]:
             "takes beyond the Responses API": ", ".join(dialect.accepts),
             "instructions": "the messages that begin" if dialect.instructions else "",
             "developer": dialect.developer_role,
+            "messages say that they are": "yes" if dialect.typed_messages else "no",
             "text in parts": "no" if dialect.plain_text is not None else "yes",
             "assistant's messages in parts": "yes" if dialect.output_messages else "no",
             "results in parts": "yes" if dialect.result_parts else "no",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from chat_requests import USER, request
+from chat_requests import USER, call, called, request, result
 from deltawire import (
     AZURE,
     COPILOT,
@@ -153,6 +153,19 @@ def test_a_summary_is_asked_for_where_the_model_reasons() -> None:
     assert "reasoning" not in translated({}, summing)[0]
     own = {"reasoning_effort": "low", "reasoning": {"summary": "detailed"}}
     assert translated(own, summing)[0]["reasoning"]["summary"] == "detailed"
+
+
+def test_messages_say_what_they_are_where_some_upstream_wants_to_know() -> None:
+    messages = (USER, {"role": "assistant", "content": "x"}, called(call("c")), result("c"))
+    items = to_responses_request(request(*messages), dialect=GENERIC).body["input"]
+    assert [item["type"] for item in items] == [
+        "message",
+        "message",
+        "function_call",
+        "function_call_output",
+    ]
+    plain = to_responses_request(request(*messages)).body["input"]
+    assert [item.get("type") for item in plain[:2]] == [None, None]
 
 
 def test_include_is_refused_as_a_whole_or_in_part() -> None:

@@ -46,7 +46,7 @@ from deltawire import (
     fold,
     refuses_encrypted_reasoning,
     to_responses_request,
-    without_encrypted_reasoning,
+    without_reasoning,
 )
 from deltawire.chat import ChatCompletion, Function, ToolCall
 from deltawire.reading import MAX_DEPTH
@@ -422,7 +422,7 @@ def test_r20_nothing_is_said_before_there_is_something_to_say() -> None:
 def test_r23_encrypted_reasoning_is_stripped_for_another_account() -> None:
     sent = body(REASONING)
     before = copy.deepcopy(sent)
-    stripped = without_encrypted_reasoning(sent)
+    stripped = without_reasoning(sent)
     assert [item.get("type") for item in stripped["input"]] == [
         None,
         "function_call",
@@ -430,8 +430,10 @@ def test_r23_encrypted_reasoning_is_stripped_for_another_account() -> None:
     ]
     assert {**stripped, "input": 0} == {**sent, "input": 0}
     assert sent == before
-    assert without_encrypted_reasoning(stripped) == stripped
-    assert without_encrypted_reasoning({"input": "Hello"}) == {"input": "Hello"}
+    bare = {"type": "reasoning", "id": "rs_1", "summary": []}
+    assert without_reasoning({"input": [bare, {"role": "user"}]}) == {"input": [{"role": "user"}]}
+    assert without_reasoning(stripped) == stripped
+    assert without_reasoning({"input": "Hello"}) == {"input": "Hello"}
 
 
 @pytest.mark.parametrize(
