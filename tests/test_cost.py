@@ -1,0 +1,114 @@
+"""What a stream costs does not depend on the clock: calls are counted, and memory that is kept.
+
+The seconds and the bytes of very large streams are shown by `python -m benchmarks linear`.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deltawire import ChatStream
+from deltawire.testing import PRESETS, Answer, FunctionCall, Habits, Item, Reasoning, write_frames
+
+# What one stream costs whatever its length, in calls: its first events.
+FIXED = 1000
+# What is kept between calls, in bytes; less than the texts of these tests would take.
+KEPT = 8 * 1024
+
+KINDS: dict[str, Callable[[str], str | Item]] = {
+    "text": lambda words: words,
+    "summary": lambda words: Reasoning(words),
+    "raw": lambda words: Reasoning(text=words),
+    "arguments": lambda words: FunctionCall("f", f'{{"a":"{words}"}}'),
+}
+kinds = st.sampled_from(sorted(KINDS))
+habits = st.sampled_from(sorted(PRESETS))
+methods = st.sampled_from(["translate", "receive_data"])
+sizes = st.sampled_from([7, 100, 1400, 16384])
+
+
+def deltas(kind: str, preset: Habits, count: int) -> list[bytes]:
+    """The frames of a stream that says so many words, without its end, which says them all again.
+
+    Of providers that send no deltas of this kind there is nothing here.
+    """
+    frames = write_frames(Answer(KINDS[kind]("word " * count)), preset)
+    last = max((at for at, frame in enumerate(frames) if b'"delta":' in frame), default=-1)
+    return frames[: last + 1]
+
+
+def sliced(frames: list[bytes], size: int) -> list[bytes]:
+    data = b"".join(frames)
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+def calls(pieces: list[bytes], method: str) -> int:
+    """How many functions were called, Python's and C's."""
+    take = getattr(ChatStream(), method)
+    count = 0
+
+    def profile(frame: Any, event: str, argument: Any) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(profile)
+    try:
+        for piece in pieces:
+            take(piece)
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@settings(max_examples=20)
+@given(kinds, habits, methods, sizes)
+def test_twice_the_stream_makes_at_most_twice_the_calls(
+    kind: str, preset: str, method: str, size: int
+) -> None:
+    once, twice = (
+        calls(sliced(deltas(kind, PRESETS[preset], count), size), method) for count in (150, 300)
+    )
+    assert twice <= 2 * once + FIXED
+
+
+def kept(pieces: list[bytes], method: str) -> int:
+    """How many bytes a stream holds after these pieces."""
+    stream = ChatStream()
+    take = getattr(stream, method)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for piece in pieces:
+            take(piece)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+
+@settings(max_examples=20)
+@given(kinds, habits, methods, sizes)
+def test_a_stream_keeps_no_more_of_a_longer_answer(
+    kind: str, preset: str, method: str, size: int
+) -> None:
+    pieces = sliced(deltas(kind, PRESETS[preset], 2000), size)
+    # What is made once for all streams is made by the first.
+    kept(pieces[:10], method)
+    assert kept(pieces, method) < KEPT
+
+
+@pytest.mark.parametrize("method", ["translate", "receive_data"])
+def test_what_is_kept_of_a_long_event_goes_with_it(method: str) -> None:
+    long = b'data: {"type":"response.output_text.delta","delta":"' + b"x" * 1_000_000
+    pieces = sliced([long], 4096)
+    assert kept(pieces, method) > len(long)
+    # What a call gave out is kept until the next one.
+    assert kept([*pieces, b'"}\n\n', b"data: {}\n\n"], method) < KEPT
