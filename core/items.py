@@ -28,6 +28,11 @@ import msgspec
 from deltawire.responses import OutputItem
 
 
+# How many open items, or parts, are compared by content where names fail. Upstreams have a handful
+# open at once; without a bound a hostile stream could make the comparison quadratic.
+_WINDOW: Final = 16
+
+
 def digest(text: str) -> bytes:
     """What stands for a text that is not kept."""
     return sha256(text.encode(), usedforsecurity=False).digest()
@@ -98,10 +103,12 @@ class Part:
 class Channel:
     """The parts of one kind in one item, such as the refusals of a message."""
 
-    __slots__ = ("item", "logprobs", "open", "parts", "sent", "sink")
+    __slots__ = ("item", "logprobs", "open", "parts", "sent", "sink", "unnumbered")
 
     def __init__(self, item: Item, sink: Sink) -> None:
         self.item = item
+        # The last part that began without an index.
+        self.unnumbered: Part | None = None
         self.sink = sink
         self.sent = Sent()
         self.logprobs = 0
@@ -123,18 +130,22 @@ class Channel:
         """
         if index is not None and index in self.parts:
             return self.parts[index]
-        return self._only_open() or self._begin(index)
+        return self._only_open() or self._meant(index) or self._begin(index)
 
     def stated(self, index: int | None, text: str) -> Part:
         """The part whose whole text is stated to be `text`."""
         if index is not None and index in self.parts:
             return self.parts[index]
-        if only := self._only_open():
+        only = self._only_open()
+        if only is not None and (index is not None or only.sent.length):
             return only
-        for part in self.parts.values():
+        if meant := self._meant(index):
+            return meant
+        # What says nothing of its place, and was said before, is said again rather than new.
+        for part in islice(reversed(self.parts.values()), _WINDOW):
             if part.sent.length and part.sent.remainder(text) == "":
                 return part
-        return self._begin(index)
+        return only or self._begin(index)
 
     def last(self) -> Part:
         """The part that text was last received for."""
@@ -160,8 +171,15 @@ class Channel:
     def _only_open(self) -> Part | None:
         return next(iter(self.open)) if len(self.open) == 1 else None
 
+    def _meant(self, index: int | None) -> Part | None:
+        """The open part that something without an index belongs to, among several."""
+        part = self.unnumbered if index is None else None
+        return part if part is not None and not part.closed else None
+
     def _begin(self, index: int | None) -> Part:
         part = Part()
+        if index is None:
+            self.unnumbered = part
         if not self.parts:
             # With one part, which is nearly always, one account serves both.
             part.sent = self.sent
@@ -359,10 +377,6 @@ def arguments_text(stated: object) -> str | None:
 
 I = TypeVar("I", bound=Item)  # noqa: E741
 
-# How many open items are compared by content where names fail. Upstreams have a handful open at
-# once; without a bound a hostile stream could make the comparison quadratic.
-_WINDOW: Final = 16
-
 
 class Family(Generic[I]):
     """The items of one family and the aliases they are known by."""
@@ -374,6 +388,8 @@ class Family(Generic[I]):
         self._by_id: dict[str, I] = {}
         self._by_call_id: dict[str, I] = {}
         self._by_index: dict[int, I] = {}
+        # The last item that began without any name.
+        self._nameless: I | None = None
 
     def add(self, item: I) -> None:
         """Take in a new item; `register` gives it its names."""
@@ -384,6 +400,8 @@ class Family(Generic[I]):
         self, item: I, item_id: str | None, index: int | None, call_id: str | None
     ) -> None:
         """Let the item be known by these names from now on, where they are free."""
+        if not (item_id or call_id) and index is None:
+            self._nameless = item
         if item_id and item.id is None:
             item.id = item_id
             self._by_id.setdefault(item_id, item)
@@ -423,8 +441,13 @@ class Family(Generic[I]):
         """
         found = self.named(item_id, call_id) or self.at(index)
         if found is None and not (item_id and index is not None):
-            found = self._only_open()
+            found = self._only_open() or self._meant(item_id, index, call_id)
         return found
+
+    def _meant(self, item_id: str | None, index: int | None, call_id: str | None) -> I | None:
+        """The open item that something without any name belongs to, among several."""
+        item = None if item_id or call_id or index is not None else self._nameless
+        return item if item is not None and not item.done else None
 
     def of_statement(
         self,
@@ -442,6 +465,9 @@ class Family(Generic[I]):
         """
         if found := self.named(item_id, call_id):
             return found
+        nameless = self._meant(item_id, index, call_id)
+        if nameless is not None and agrees(nameless):
+            return nameless
         at_index = self.at(index)
         if at_index is not None and agrees(at_index):
             return at_index

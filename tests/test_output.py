@@ -19,6 +19,8 @@ from wire import (
     deltas,
     done,
     message,
+    parsed,
+    plain,
     receive,
     stream_of,
     terminal,
@@ -48,6 +50,40 @@ def part(kind: str, part: Any, *, content_index: int = 0) -> Json:
         "content_index": content_index,
         "part": part,
     }
+
+
+def test_deltas_without_any_index_are_of_one_part_though_several_are_open() -> None:
+    part = {"type": "output_text", "text": ""}
+    events: list[Json] = [
+        {"type": "response.content_part.added", "content_index": 0, "part": part},
+        {"type": "response.content_part.added", "part": part},
+        {"type": "response.output_text.delta", "delta": "a"},
+        {"type": "response.output_text.delta", "delta": "b"},
+        {"type": "response.output_text.done", "text": "ab"},
+        {"type": "response.content_part.done", "part": {**part, "text": "ab"}},
+    ]
+    data = stream_of(added(0, message()), *({"item_id": "msg_1", **each} for each in events))
+    data += stream_of(terminal(output=[message("ab")]))
+    assert said(data) == "ab"
+
+
+def test_deltas_without_any_name_are_of_one_item_though_several_are_open() -> None:
+    events = [
+        {"type": "response.output_text.delta", "delta": "a"},
+        {"type": "response.output_text.delta", "delta": "b"},
+        {"type": "response.output_text.done", "text": "ab"},
+    ]
+    both = added(0, message(id="msg_1")), added(1, message(id="msg_2"))
+    data = stream_of(*both, *events, terminal())
+    assert said(data) == "ab"
+
+
+def said(data: bytes) -> str:
+    """The content, which has to be the same in both renderings."""
+    _, events = receive(data)
+    stream = ChatStream()
+    assert parsed(stream.translate(data) + stream.translate_eof()) == plain(events)
+    return fold(events).choices[0].message.content or ""
 
 
 class TestText:
