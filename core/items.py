@@ -27,7 +27,6 @@ import msgspec
 
 from deltawire.responses import OutputItem
 
-
 # How many open items, or parts, are compared by content where names fail. Upstreams have a handful
 # open at once; without a bound a hostile stream could make the comparison quadratic.
 _WINDOW: Final = 16
