@@ -364,17 +364,23 @@ class Output:
             return
         message = self._streaming_message(event)
         part = message.text.streaming(event.content_index)
-        self._cite(message, part, [event.annotation], Counter())
+        self._cite(message, self._offset(part), [event.annotation], Counter())
+
+    def _offset(self, part: Part) -> int:
+        """How much content was before the part."""
+        return part.offset if part.sent.length else self._content_length
 
     def _cite(
         self,
         message: MessageItem,
-        part: Part,
+        offset: int,
         annotations: list[Annotation],
         known: Counter[tuple[str, int | None, int | None]],
     ) -> None:
-        """Say the citations that are not among the known ones."""
-        offset = part.offset if part.sent.length else self._content_length
+        """Say the citations that are not among the known ones.
+
+        `offset` is how much content was before the part that they count in.
+        """
         for annotation in annotations:
             citation = shapes.citation(annotation, offset)
             if citation is None or message.text.sink is not Sink.CONTENT:
@@ -420,7 +426,7 @@ class Output:
             message = self._on_message_text(event, part.text, part.logprobs)
             if message is not None and part.annotations:
                 known = message.text.stated(event.content_index, part.text or "")
-                self._cite(message, known, part.annotations, Counter(message.cited))
+                self._cite(message, self._offset(known), part.annotations, Counter(message.cited))
 
     def _state_message(self, message: MessageItem, snapshot: OutputItem) -> None:
         texts, refusals = list(texts_of(snapshot)), list(refusals_of(snapshot))
@@ -435,9 +441,14 @@ class Output:
         if refusals:
             self._state_all(message.refusal, refusals)
         known = Counter(message.cited)
-        for part, stated in zip(message.text.parts.values(), parts, strict=False):
-            if stated.annotations and not message.done:
-                self._cite(message, part, stated.annotations, known)
+        # Parts that are stated to be empty may never have been received as parts.
+        received = deque(part for part in message.text.parts.values() if part.sent.length)
+        end = received[0].offset if received else self._content_length
+        for stated in parts if not message.done else ():
+            part = received.popleft() if stated.text and received else None
+            offset = end if part is None else part.offset
+            end = offset if part is None else offset + part.sent.length
+            self._cite(message, offset, stated.annotations or [], known)
         self._writer.release()
         if message.text.sink is Sink.REASONING:
             self._tell(message, snapshot, texts=texts, phase="commentary")

@@ -86,6 +86,21 @@ def said(data: bytes) -> str:
     return fold(events).choices[0].message.content or ""
 
 
+def test_citations_of_a_text_that_is_stated_only_are_said_where_they_belong() -> None:
+    def part(text: str, *urls: str) -> Json:
+        citations = [
+            {"type": "url_citation", "url": url, "start_index": 0, "end_index": 1} for url in urls
+        ]
+        return {"type": "output_text", "text": text, "annotations": citations}
+
+    content = [part("", "a"), part("One. "), part("", "b"), part("Two.", "c")]
+    item = {**message(), "content": content}
+    annotations = answer(stream_of(done(0, item), terminal(output=[item])))["annotations"]
+    assert [
+        (each["url_citation"]["url"], each["url_citation"]["start_index"]) for each in annotations
+    ] == [("a", 0), ("b", 5), ("c", 5)]
+
+
 class TestText:
     def test_what_contradicts_what_was_sent_is_reported_and_not_sent(self) -> None:
         stream, events = receive(

@@ -42,6 +42,7 @@ OPTIONS = st.fixed_dictionaries(
         "include_usage": st.booleans(),
         "client_tools": st.lists(st.sampled_from(["a", "b", "x_keyword_search"])),
         "reasoning": st.sampled_from(["reasoning_content", "reasoning", None]),
+        "reasoning_details": st.booleans(),
         "commentary": st.sampled_from(["reasoning", "content", "drop"]),
         "images": st.sampled_from(["final", "partial", None]),
         "stop": st.lists(texts(3), max_size=2),
@@ -201,6 +202,7 @@ def check_manners(events: list[Event], *, include_usage: bool) -> None:
     finished = [each for each in chunks for c in each["choices"] if c["finish_reason"]]
     assert len(finished) == (0 if isinstance(end, Failure) else 1)
     opened: list[str] = []
+    indexes: dict[str, list[int]] = {}
     for each in chunks[1:]:
         assert ("usage" in each) == include_usage
         for choice in each["choices"]:
@@ -208,12 +210,15 @@ def check_manners(events: list[Event], *, include_usage: bool) -> None:
             assert "role" not in delta
             assert "" not in delta.values()
             assert None not in delta.values()
+            for key in ("reasoning_details", "annotations", "images"):
+                indexes.setdefault(key, []).extend(one["index"] for one in delta.get(key, []))
             for one in delta.get("tool_calls", []):
                 if "id" in one:
                     assert one["id"]
                     assert one["function"]["name"]
                     opened.append(one["id"])
                 assert one["index"] == len(opened) - 1
+    assert all(given == list(range(len(given))) for given in indexes.values())
     if isinstance(end, Done):
         tail = chunks[-2:] if chunks[-1]["choices"] == [] else chunks[-1:]
         assert tail[0]["choices"][0]["delta"] == {}
@@ -226,6 +231,26 @@ def test_every_stream_has_the_manners_that_clients_demand(
 ) -> None:
     _, events = received([case[2]], **options)
     check_manners(events, include_usage=options.get("include_usage", False))
+
+
+@given(streams(), OPTIONS)
+def test_reasoning_told_in_whole_changes_nothing_else(
+    case: tuple[Answer, Habits, bytes], options: dict[str, Any]
+) -> None:
+    # What is said between two pieces of content parts them for the search for stop sequences.
+    options.pop("stop", None)
+    _, without = received([case[2]], **{**options, "reasoning_details": False})
+    _, told = received([case[2]], **{**options, "reasoning_details": True})
+    rest = [
+        event
+        for event in told
+        if not (
+            isinstance(event, Chunk)
+            and any(choice.delta.reasoning_details for choice in event.choices)
+        )
+    ]
+    # Where nothing but reasoning was told before a failure, the role was said for its sake.
+    assert rest in (without, [rest[0], *without])
 
 
 @given(answers(), habits())
