@@ -50,6 +50,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
     custom_tools: whether it knows tools that take free text.
     reasoning_history: how it takes back what the model thought: only `encrypted`, only as `text`,
         or not at all (`none`).
+    reasoning_ids: whether a reasoning item that is taken back encrypted keeps its id.
     reasoning_summary: the summary to ask for where an effort is asked for; None: none.
     min_output_tokens: the least that `max_output_tokens` may be, in tokens.
     web_search_tool: the type of its web search; None: it has none.
@@ -74,6 +75,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
     result_parts: bool = True
     custom_tools: bool = True
     reasoning_history: Literal["encrypted", "text", "none"] = "encrypted"
+    reasoning_ids: bool = True
     reasoning_summary: Literal["auto", "concise", "detailed"] | None = None
     min_output_tokens: int = 16
     web_search_tool: str | None = "web_search"
@@ -104,16 +106,21 @@ OPENAI: Final = Dialect(
     sources=(
         "min_output_tokens: openai-openapi f85dbe2; earendil-works/pi issue 6265",
         "reasoning_history: without encrypted content a reasoning item is looked up by its id, and"
-        " none is stored (anomalyco/opencode issue 7724, can1357/oh-my-pi issue 41)",
+        " none is stored (vercel/ai issue 7543, can1357/oh-my-pi issue 41)",
+        "reasoning_ids: an id is checked against the encrypted content, and its form"
+        " (can1357/oh-my-pi issue 290, jlcodes99/cockpit-tools issue 2090)",
+        "instructions: for json_object the word has to be in the input (pydantic-ai)",
     ),
 )
 
 AZURE: Final = Dialect(
     name="azure",
-    hosts=("openai.azure.com", "cognitiveservices.azure.com", "services.ai.azure.com"),
+    hosts=("openai.azure.com", "cognitiveservices.azure.com"),
     sources=(
         "the same models as OpenAI's: recordings",
-        "hosts: recordings; ttttmr/pi-web-search pull request 23",
+        "hosts, min_output_tokens: ttttmr/pi-web-search pull request 23, vectorize-io/hindsight"
+        " issue 58",
+        "output_messages: LiteLLM takes the status off items that go to Azure (its issue 13484)",
         "web_search_tool: laravel/ai pull request 843, ttttmr/pi-web-search pull request 23",
         "usage: pydantic/pydantic-ai issue 7173",
     ),
@@ -124,6 +131,7 @@ AZURE: Final = Dialect(
             "OpenHands/software-agent-sdk issue 2295 and pull request 2311",
         ),
     ),
+    output_messages=False,
     usage="may have cache_write_tokens",
 )
 
@@ -132,6 +140,7 @@ XAI: Final = Dialect(
     hosts=("api.x.ai",),
     sources=(
         "accepts: the parameters of /v1/responses in @langchain/xai",
+        "custom_tools: CLIProxyAPI turns them into functions for xAI (xai_executor.go)",
         "reasoning_history: recordings",
         "server_side_tools: the provider-executed tools in vercel/ai's xai-responses provider",
         "server_side_call_prefixes: recordings",
@@ -144,12 +153,23 @@ XAI: Final = Dialect(
             "the parameters of /v1/responses in @langchain/xai",
         ),
         Refusal(
+            "metadata",
+            "xAI refuses it",
+            "router-for-me/CLIProxyAPI issue 5648, rbb-dev/Open-WebUI-OpenRouter-pipe issue 62",
+        ),
+        Refusal(
+            "tools[web_search].search_context_size",
+            "xAI's web search has no such setting",
+            "LiteLLM's transformation for xAI",
+        ),
+        Refusal(
             "include[message.output_text.logprobs]",
             "xAI includes encrypted reasoning only; logprobs is a field of its own there",
             "the parameters of /v1/responses in @langchain/xai",
         ),
     ),
     accepts=("logprobs",),
+    custom_tools=False,
     server_side_tools=frozenset(
         {
             "x_keyword_search",
@@ -258,6 +278,10 @@ COPILOT: Final = Dialect(
     hosts=("githubcopilot.com",),
     sources=(
         "hosts: PrimeIntellect-ai/prime-agent issue 645",
+        "reasoning_ids: its ids are longer than it takes, and changed ones are refused; without"
+        " one it knows the item by its content (can1357/oh-my-pi issues 284 and 290,"
+        " openclaw/openclaw issue 72602)",
+        "web_search_tool: caozhiyuan/copilot-api issue 189",
         "usage: recordings",
     ),
     refuses=(
@@ -267,6 +291,8 @@ COPILOT: Final = Dialect(
             "PrimeIntellect-ai/prime-agent issue 645",
         ),
     ),
+    reasoning_ids=False,
+    web_search_tool=None,
     usage="copilot_usage stands beside it",
 )
 

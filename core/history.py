@@ -426,8 +426,8 @@ class History:
         form = self._dialect.reasoning_history
         if form == "encrypted" and "encrypted_content" in item:
             # OpenAI refuses ids of another form, and does without one (RubyLLM's recordings).
-            ours = str(item.get("id", "")).startswith("rs")
-            return item if ours else {name: item[name] for name in item if name != "id"}
+            known = self._dialect.reasoning_ids and str(item.get("id", "")).startswith("rs")
+            return item if known else {name: item[name] for name in item if name != "id"}
         parts = item.get("content") or item["summary"]
         if form == "text" and parts:
             text = "\n\n".join(part["text"] for part in parts)

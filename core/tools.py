@@ -137,7 +137,10 @@ class Tools:
             self._reader.drop(path, "there is a web search among the tools already")
             return
         tool: Json = {"type": self._dialect.web_search_tool}
-        if "search_context_size" in fields:
+        refused = self._dialect.refusal("tools[web_search].search_context_size")
+        if "search_context_size" in fields and refused is not None:
+            self._reader.drop(join(path, "search_context_size"), refused)
+        elif "search_context_size" in fields:
             where = join(path, "search_context_size")
             tool["search_context_size"] = self._reader.one_of(
                 fields["search_context_size"], where, ("low", "medium", "high")

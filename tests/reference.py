@@ -46,7 +46,8 @@ def dialects() -> list[str]:
             "assistant's messages in parts": "yes" if dialect.output_messages else "no",
             "results in parts": "yes" if dialect.result_parts else "no",
             "custom tools": "yes" if dialect.custom_tools else "no",
-            "takes reasoning back": dialect.reasoning_history,
+            "takes reasoning back": dialect.reasoning_history
+            + ("" if dialect.reasoning_ids else ", without its id"),
             "reasoning summary": dialect.reasoning_summary or "",
             "least `max_output_tokens`": str(dialect.min_output_tokens),
             "web search": dialect.web_search_tool or "none",

@@ -40,6 +40,19 @@ def check(name: str, value: object) -> None:
     assert error is None, f"{error.json_path}: {error.message[:300]}"
 
 
+def check_body(body: Json) -> None:
+    """Fail unless it is a valid Responses request, but for ids of reasoning.
+
+    The schema wants one; some upstreams refuse it, and all take reasoning without.
+    """
+    given = body["input"]
+    assert isinstance(given, list)
+    with_ids = [
+        {"id": "rs_1", **each} if each.get("type") == "reasoning" else each for each in given
+    ]
+    check("response_request", {**body, "input": with_ids})
+
+
 def resolved(node: Json, root: Json) -> Json:
     """A schema without `$ref` and `allOf` at its top."""
     if "$ref" in node:

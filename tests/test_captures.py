@@ -17,7 +17,7 @@ from chat_server import serving
 from deltawire import DIALECTS, Dialect, to_responses_request
 from deltawire.testing import Answer, FunctionCall, Reasoning
 from environments import SCRIPTS, node_with, python_with
-from schemas import check
+from schemas import check, check_body
 from wire import Json
 
 ANSWERS = (
@@ -89,7 +89,7 @@ def test_nothing_is_lost_but_reasoning_that_upstream_cannot_take(captured: list[
 @pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
 def test_every_request_becomes_a_valid_one(captured: list[Json], dialect: Dialect) -> None:
     for chat_request in captured:
-        check("response_request", to_responses_request(chat_request, dialect=dialect).body)
+        check_body(to_responses_request(chat_request, dialect=dialect).body)
 
 
 def test_the_loop_comes_back_as_its_items(captured: list[Json]) -> None:

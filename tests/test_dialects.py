@@ -43,7 +43,7 @@ def test_an_unknown_name_is_an_error_that_names_the_known_ones() -> None:
         ("https://API.OpenAI.com:443/v1/", OPENAI),
         ("https://mine.openai.azure.com/openai/v1/", AZURE),
         ("https://mine.cognitiveservices.azure.com/openai/v1/", AZURE),
-        ("https://mine.services.ai.azure.com/openai/v1?api-version=preview", AZURE),
+        ("https://mine.openai.azure.com/openai/responses?api-version=preview", AZURE),
         ("https://us.api.x.ai/v1", XAI),
         ("https://key:secret@api.x.ai/v1", XAI),
         ("https://openrouter.ai/api/v1", OPENROUTER),
@@ -84,8 +84,10 @@ def translated(fields: Json, dialect: Dialect) -> tuple[Json, list[tuple[str, st
 REFUSED: list[tuple[Dialect, Json, str]] = [
     (AZURE, {"prompt_cache_retention": "24h"}, "prompt_cache_retention"),
     (XAI, {"service_tier": "flex"}, "service_tier"),
+    (XAI, {"metadata": {}}, "metadata"),
     (XAI, {"include": ["message.output_text.logprobs"]}, "include[0]"),
     (COPILOT, {"service_tier": "flex"}, "service_tier"),
+    (COPILOT, {"web_search_options": {}}, "web_search_options"),
     (OPENROUTER, {"previous_response_id": "resp_1"}, "previous_response_id"),
     (VLLM, {"safety_identifier": "s"}, "safety_identifier"),
     (VLLM, {"moderation": {"model": "m"}}, "moderation"),
@@ -125,6 +127,17 @@ def test_what_an_upstream_takes_beyond_the_responses_api_is_sent(
     sent, report = translated(fields, dialect)
     assert {name: sent[name] for name in fields} == fields
     assert report == []
+
+
+def test_a_web_search_has_the_settings_that_upstream_knows() -> None:
+    options = {
+        "search_context_size": "low",
+        "user_location": {"type": "approximate", "approximate": {"country": "FR"}},
+    }
+    sent, report = translated({"web_search_options": options}, XAI)
+    location = {"type": "approximate", "country": "FR"}
+    assert sent["tools"] == [{"type": "web_search", "user_location": location}]
+    assert report == [("dropped", "web_search_options.search_context_size")]
 
 
 def test_a_field_that_is_refused_is_refused_with_all_that_is_in_it() -> None:

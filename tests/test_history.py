@@ -38,7 +38,7 @@ from deltawire.testing import (
     write_stream,
 )
 from deltawire.testing.strategies import answers
-from schemas import check
+from schemas import check_body
 from wire import SHARED, Json
 
 
@@ -171,7 +171,7 @@ def test_what_goes_back_is_valid_for_every_upstream(answer: Answer, dialect: Dia
     message: Json = message_of(answer) if isinstance(answer.end, Completed) else {**USER}
     results = [result(each["id"]) for each in message.get("tool_calls", ())]
     items = items_for(USER, message, *results, dialect=dialect, tools=tools_of(answer))
-    check("response_request", {"model": "m", "input": items})
+    check_body({"model": "m", "input": items})
 
 
 def test_reasoning_is_told_in_whole_only_where_that_is_asked_for() -> None:
@@ -337,6 +337,8 @@ def test_reasoning_details_are_taken_as_upstream_takes_reasoning() -> None:
     assert [item.get("id") for item in encrypted] == ["rs_1", None, None]
     assert [item["encrypted_content"] for item in encrypted] == ["x", "y", "z"]
     assert reported(USER, message) == [("dropped", f"{path}[3]")]
+    nameless = items_for(USER, message, dialect=COPILOT)[1:4]
+    assert ["id" in item for item in nameless] == [False] * 3
     raw = items_for(USER, message, dialect=VLLM)[1:3]
     assert [item["content"][0]["text"] for item in raw] == ["a\n\nb", "raw"]
     assert reported(USER, message, dialect=VLLM) == [

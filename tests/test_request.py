@@ -51,7 +51,7 @@ from deltawire import (
 from deltawire.chat import ChatCompletion, Function, ToolCall
 from deltawire.reading import MAX_DEPTH
 from deltawire.testing import Answer, CustomToolCall, FunctionCall, write_stream
-from schemas import check
+from schemas import check_body
 from wire import Json
 
 
@@ -224,7 +224,7 @@ def test_legacy_functions() -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 @pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
 def test_the_body_is_valid_for_every_upstream(name: str, dialect: Dialect) -> None:
-    check("response_request", body(EXAMPLES[name], dialect))
+    check_body(body(EXAMPLES[name], dialect))
 
 
 # Laws.
@@ -243,7 +243,7 @@ def test_whatever_the_schema_allows_is_translated_or_refused(
         event("translated")
         json.dumps(outcome.body, allow_nan=False).encode()
         if outcome.body.get("max_output_tokens", 16) >= 16:
-            check("response_request", outcome.body)
+            check_body(outcome.body)
     assert chat_request == before
 
 
