@@ -176,7 +176,8 @@ def hostile_events(draw: st.DrawFn) -> list[Event]:
         if harm in ("lose", "move"):
             del events[at : at + 1]
         if harm == "spoil":
-            events[at : at + 1] = [draw(_spoilt(event)) for event in taken]
+            # Of an event that lost all it had there is nothing left to spoil.
+            events[at : at + 1] = [draw(_spoilt(event)) if event else event for event in taken]
         if harm in ("double", "move"):
             place = draw(st.integers(0, len(events)))
             events[place:place] = taken
