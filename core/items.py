@@ -194,16 +194,18 @@ class Channel:
 class Item(ABC):
     """What all items have: their names, and how far they are.
 
+    An `announced` item began with `output_item.added`, others with the first that was said of them.
     A `done` item takes no more deltas. A `frozen` one was done with something in it, so that no
     later snapshot adds to it either; an item that was closed empty may still be filled by one.
     """
 
-    __slots__ = ("call_id", "channels", "diverged", "done", "frozen", "id", "index")
+    __slots__ = ("announced", "call_id", "channels", "diverged", "done", "frozen", "id", "index")
 
     def __init__(self) -> None:
         self.id: str | None = None
         self.index: int | None = None
         self.call_id: str | None = None
+        self.announced = False
         self.done = False
         self.frozen = False
         self.diverged = False
@@ -440,8 +442,15 @@ class Family(Generic[I]):
         """
         found = self.named(item_id, call_id) or self.at(index)
         if found is None and not (item_id and index is not None):
-            found = self._only_open() or self._meant(item_id, index, call_id)
+            found = self._open_at(index) or self._meant(item_id, index, call_id)
         return found
+
+    def _open_at(self, index: int | None) -> I | None:
+        """The one open item, unless it began by itself in another place than this."""
+        only = self._only_open()
+        if only is None or only.announced or only.index is None or index in (None, only.index):
+            return only
+        return None
 
     def _meant(self, item_id: str | None, index: int | None, call_id: str | None) -> I | None:
         """The open item that something without any name belongs to, among several."""
@@ -475,7 +484,7 @@ class Family(Generic[I]):
                 return item
         if at_index is not None and not at_index.done and resembles(at_index):
             return at_index
-        only = None if item_id and index is not None else self._only_open()
+        only = None if item_id and index is not None else self._open_at(index)
         return only if only is not None and resembles(only) else None
 
     def _only_open(self) -> I | None:

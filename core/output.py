@@ -690,15 +690,18 @@ class Output:
         elif item.type == "message":
             message = _announced(self._messages, item, index)
             message = message or self._begin_message(item.id, index, item.phase)
+            message.announced = True
             for text in texts_of(item):
                 self._prefill(message.text, message.text.vacant(), text)
         elif item.type == "reasoning":
-            if not _announced(self._reasonings, item, index):
-                self._begin_reasoning(item.id, index)
+            reasoning = _announced(self._reasonings, item, index)
+            reasoning = reasoning or self._begin_reasoning(item.id, index)
+            reasoning.announced = True
         elif self._is_call(item):
             call = _announced(self._calls, item, index) or self._begin_call(
                 item.id, index, item.call_id, item.name, custom=item.type == "custom_tool_call"
             )
+            call.announced = True
             call.identified = bool(call.call_id or call.id)
             self._prefill(call.arguments, call.arguments.streaming(0), arguments_of(item) or "")
             self._say_calls()

@@ -78,6 +78,31 @@ def test_deltas_without_any_name_are_of_one_item_though_several_are_open() -> No
     assert said(data) == "ab"
 
 
+@pytest.mark.parametrize("texts", [("", "b"), ("a", ""), ("a", "b")])
+def test_messages_that_only_their_places_name_are_two(texts: tuple[str, str]) -> None:
+    """Neither was announced, and the first is closed after the second began."""
+
+    def at(place: int, kind: str, **more: Any) -> Json:
+        place_of = {"output_index": place, "content_index": 0}
+        return {"type": f"response.{kind}", **place_of, **more}
+
+    nothing = {"type": "output_text", "text": ""}
+    events = [
+        event
+        for place, text in enumerate(texts)
+        for event in (
+            at(place, "content_part.added", part=nothing),
+            *([at(place, "output_text.delta", delta=text)] if text else []),
+            at(place, "output_text.done", text=text),
+        )
+    ]
+    items = [{**message(text), "id": None} for text in texts]
+    closing = (done(place, item) for place, item in enumerate(items))
+    data = stream_of(*events, *closing, terminal(output=items))
+    assert said(data) == "".join(texts)
+    assert receive(data)[0].divergences == []
+
+
 def said(data: bytes) -> str:
     """The content, which has to be the same in both renderings."""
     _, events = receive(data)
