@@ -511,6 +511,9 @@ class ChatStream:
 
     def _advance(self, signal: Signal) -> None:
         self.state = TRANSITIONS[self.state][signal]
+        if signal is not Signal.OUTPUT:
+            # Nothing takes the short way past the end.
+            self._route = None
 
     def _on_lifecycle(self, event: StreamEvent) -> None:
         self._advance(Signal.LIFECYCLE)

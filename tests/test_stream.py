@@ -27,6 +27,7 @@ from wire import (
     call,
     created,
     done,
+    frame,
     message,
     parsed,
     plain,
@@ -408,3 +409,30 @@ class TestFound:
         _, sliced = received([data[at : at + 1] for at in range(len(data))])
         assert whole == sliced
         assert "[DONE]" in str(whole[0])
+
+
+DELTA = {
+    "type": "response.output_text.delta",
+    "item_id": "msg_1",
+    "output_index": 0,
+    "content_index": 0,
+    "delta": "x",
+}
+
+
+def test_nothing_takes_the_short_way_past_a_failure() -> None:
+    """Found by the law of legal calls: only an event that is too large fails between events."""
+    stream = ChatStream(max_event_size=200)
+    assert stream.translate(frame(DELTA))
+    large = b'data: {"type":"' + b"x" * 300
+    said = stream.translate(large + b'"}\n\n' + frame(DELTA) + frame(DELTA))
+    assert [each["error"]["code"] for each in parsed(said)] == ["event_too_large"]
+    assert stream.translate(frame(DELTA)) == b""
+
+
+def test_nothing_takes_the_short_way_past_the_end_of_the_bytes() -> None:
+    stream = ChatStream()
+    assert stream.translate(frame(DELTA))
+    stream.translate_eof()
+    with pytest.raises(LocalProtocolError):
+        stream.translate(frame(DELTA))
