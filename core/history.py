@@ -369,9 +369,10 @@ class History:
             if (text := self._reader.string(message.get(key, ""), join(path, key)))
         }
         where = join(path, "reasoning_details")
-        if details := list(self._reader.elements(message.get("reasoning_details", ()), where)):
+        details = list(self._reader.elements(message.get("reasoning_details", ()), where))
+        if taken := self._detailed(details):
             # They are what the text was made from.
-            return self._detailed(details)
+            return taken
         shown = next(iter(texts.values()), "")
         for key, text in texts.items():
             if text != shown:
@@ -412,17 +413,17 @@ class History:
             _add_detail(found[-1][1], kind, text)
         result: list[tuple[tuple[int, int], Json]] = []
         for place, item, where in found:
-            sent = self._as_taken(item, len(self.items) + len(result))
+            sent = self._as_taken(item, where, len(self.items) + len(result))
             if sent is None:
                 self._reader.drop(where, self._unwanted)
             else:
                 result.append((place, sent))
         return result
 
-    def _as_taken(self, item: Json, position: int) -> Json | None:
+    def _as_taken(self, item: Json, path: str, position: int) -> Json | None:
         """The reasoning item as upstream takes it, None if it does not."""
         if "phase" in item:
-            return self._commentary(item)
+            return self._commentary(item, path)
         form = self._dialect.reasoning_history
         if form == "encrypted" and "encrypted_content" in item:
             # OpenAI refuses ids of another form, and does without one (RubyLLM's recordings).
@@ -434,12 +435,14 @@ class History:
             return _raw_reasoning(text, item.get("id") or f"rs_{position}")
         return None
 
-    def _commentary(self, item: Json) -> Json:
+    def _commentary(self, item: Json, path: str) -> Json:
         """A message of an answer that was shown as reasoning."""
         text = "".join(part["text"] for part in item.get("content", ()))
         message = {"role": "assistant", "content": text}
-        # Upstreams that take only the plainest of messages know no phases.
-        return {**message, "phase": item["phase"]} if self._dialect.output_messages else message
+        if self._dialect.output_messages:
+            return {**message, "phase": item["phase"]}
+        self._reader.drop(join(path, "phase"), "upstream takes only the plainest of messages")
+        return message
 
     @property
     def _unwanted(self) -> str:

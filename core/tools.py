@@ -21,7 +21,6 @@ MAX_NAME: Final = 64
 # Of sha256, in hexadecimal digits: enough that no two names of a request have the same.
 _DIGEST: Final = 12
 
-
 _NO_CUSTOM: Final = "upstream knows no tools that take free text"
 
 

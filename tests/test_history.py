@@ -349,6 +349,24 @@ def test_reasoning_details_are_taken_as_upstream_takes_reasoning() -> None:
     assert len(reported(USER, message, dialect=LMSTUDIO)) == 4
 
 
+def test_the_text_of_reasoning_goes_back_where_its_details_cannot() -> None:
+    detail = {"type": "reasoning.encrypted", "data": "x", "id": "rs_1"}
+    message = {
+        "role": "assistant",
+        "content": "Hi.",
+        "reasoning_content": "Hm.",
+        "reasoning_details": [detail],
+    }
+    assert items_for(USER, message, dialect=VLLM)[1]["content"][0]["text"] == "Hm."
+    assert reported(USER, message, dialect=VLLM) == [
+        ("dropped", "messages[1].reasoning_details[0]")
+    ]
+    assert reported(USER, message, dialect=GENERIC) == [
+        ("dropped", "messages[1].reasoning_details[0]"),
+        ("dropped", "messages[1].reasoning_content"),
+    ]
+
+
 def test_reasoning_of_another_api_is_reported() -> None:
     details = [
         {"type": "reasoning.text", "text": "x", "format": "anthropic-claude-v1"},
@@ -373,6 +391,8 @@ def test_a_commentary_goes_back_as_one() -> None:
         "role": "assistant",
         "content": "Looking.",
     }
+    path = "messages[1].reasoning_details[0].phase"
+    assert reported(USER, message, dialect=VLLM) == [("dropped", path)]
 
 
 def test_images_in_results_stay_in_them() -> None:
