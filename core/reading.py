@@ -145,7 +145,7 @@ class Reader:
     def integer(self, value: object, path: str) -> int:
         """An integer, also where it is written `100.0`."""
         if isinstance(value, float) and value.is_integer():
-            return int(value)
+            value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             raise wrong_type(path, "an integer", value)
         return self._fitting(value, path)

@@ -770,6 +770,7 @@ WRONG: list[tuple[str, Any, str, str]] = [
     ("number", request(temperature=True), "temperature", "found the boolean true"),
     ("not finite", request(top_p=float("inf")), "top_p", "expected a finite number"),
     ("too large", request(max_tokens=10**400), "max_tokens", "at most 64 bits, found a very"),
+    ("too large, with a point", request(max_tokens=1e300), "max_tokens", "at most 64 bits"),
     ("large", request(temperature=2**64), "temperature", "at most 64 bits"),
     ("stop", request(stop=7), "stop", "expected a string or a list of strings"),
     ("stops", request(stop=list("abcde")), "stop", "at most 4 strings, found 5"),
