@@ -88,7 +88,7 @@ class History:
     # Roles.
 
     def _read_input(self, message: Json, path: str) -> None:
-        role = message["role"]
+        role = self._reader.name(message["role"], join(path, "role"))
         if role == "developer":
             role = self._dialect.developer_role
         content = self._content(message, path)
@@ -276,7 +276,8 @@ class History:
             self._reader.required(fields, kind, path, "an object"), where, f"{place}.{kind}"
         )
         key = "arguments" if kind == "function" else "input"
-        name = self._reader.required(called, "name", where, "the name of a tool")
+        given = self._reader.required(called, "name", where, "the name of a tool")
+        name = self._reader.name(given, join(where, "name"))
         text = self._reader.required(called, key, where, "a string")
         return self._call_item(
             call_id,
@@ -303,7 +304,8 @@ class History:
     def _nameless_call(self, value: object, path: str) -> Json:
         """A call from before calls had ids."""
         call = self._reader.fields(value, path, "messages[assistant].function_call")
-        name = self._reader.required(call, "name", path, "the name of a function")
+        given = self._reader.required(call, "name", path, "the name of a function")
+        name = self._reader.name(given, join(path, "name"))
         arguments = self._reader.required(call, "arguments", path, "a string")
         upstream_name = self._tools.upstream_name(name, join(path, "name"))
         call_id = f"call_{len(self.items)}_{len(self._custom)}"

@@ -2,6 +2,8 @@
 
 A `Reader` hands out the values of a request field by field, each of the type that was expected;
 anything else is an `InvalidRequest` that names the place, what was found and what was expected.
+Strings and numbers of an application's own types (an `Enum` of roles) are handed out as what they
+stand for.
 What nobody asks for is in the `report`, because `fields` says what may be asked for at all. Which
 values become what is decided in `request` and `history`, its only callers.
 """
@@ -113,28 +115,30 @@ class Reader:
                     path,
                     "invalid_value",
                 ) from None
-        return value
+        return value if type(value) is str else str.__str__(value)
 
     def name(self, value: object, path: str) -> str:
         """A string that is not empty."""
-        if not self.string(value, path):
+        name = self.string(value, path)
+        if not name:
             raise InvalidRequest(
                 f"{path}: expected a string that is not empty, found an empty one",
                 path,
                 "invalid_value",
             )
-        return str(value)
+        return name
 
     def one_of(self, value: object, path: str, choices: tuple[str, ...]) -> str:
         """One of several strings."""
-        if value not in choices:
-            expected = ", ".join(repr(choice) for choice in choices)
-            raise InvalidRequest(
-                f"{path}: expected one of {expected}, found {described(value)}",
-                path,
-                "invalid_value" if isinstance(value, str) else "invalid_type",
-            )
-        return str(value)
+        for choice in choices:
+            if isinstance(value, str) and choice == value:
+                return choice
+        expected = ", ".join(repr(choice) for choice in choices)
+        raise InvalidRequest(
+            f"{path}: expected one of {expected}, found {described(value)}",
+            path,
+            "invalid_value" if isinstance(value, str) else "invalid_type",
+        )
 
     def boolean(self, value: object, path: str) -> bool:
         """A boolean."""
@@ -158,12 +162,12 @@ class Reader:
             return self._fitting(value, path)
         if not math.isfinite(value):
             raise wrong_type(path, "a finite number", value)
-        return value
+        return float(value)
 
     def _fitting(self, value: int, path: str) -> int:
         if not -(2**63) <= value < 2**64:
             raise wrong_type(path, "an integer of at most 64 bits", value)
-        return value
+        return int(value)
 
     def required(self, fields: Mapping[str, Any], name: str, path: str, expected: str) -> Any:
         """The field of that name, which has to be there."""

@@ -168,7 +168,8 @@ class Tools:
         )
 
     def _offer_definition(self, fields: Json, path: str) -> None:
-        name = self._reader.required(fields, "name", path, "the name of the function")
+        given = self._reader.required(fields, "name", path, "the name of the function")
+        name = self._reader.name(given, join(path, "name"))
         tool: Json = {"type": "function", "name": self.upstream_name(name, join(path, "name"))}
         self._functions.add(name)
         self._describe(tool, fields, path)
@@ -186,7 +187,8 @@ class Tools:
         definition = self._reader.required(fields, "custom", path, "an object")
         where = join(path, "custom")
         fields = self._reader.fields(definition, where, "tools[custom].custom")
-        name = self._reader.required(fields, "name", where, "the name of the tool")
+        given = self._reader.required(fields, "name", where, "the name of the tool")
+        name = self._reader.name(given, join(where, "name"))
         sent: Json = {"type": "custom", "name": self.upstream_name(name, join(where, "name"))}
         self._custom.add(name)
         if not self._dialect.custom_tools:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import enum
 import json
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import assume, event, given
 from hypothesis import strategies as st
@@ -538,6 +540,63 @@ def test_what_belongs_to_whom_passes() -> None:
     sent = body(request(**same))
     assert {name: sent[name] for name in same} == same
     assert reported(request(**same)) == []
+
+
+class Named(str, enum.Enum):  # noqa: UP042  (a StrEnum says its value, this one its own name)
+    """Strings as applications name them."""
+
+    MODEL = "gpt-5"
+    ROLE = "assistant"
+    KIND = "function"
+    CALL = "call_1"
+    TOOL = "weather"
+    RESULT = "tool"
+
+
+class Count(enum.IntEnum):
+    LIMIT = 100
+
+
+class Temperature(float):
+    """A number that says what it is."""
+
+
+class Text(str):
+    """A string that says what it is."""
+
+
+def test_strings_and_numbers_of_types_of_their_own_are_what_they_stand_for() -> None:
+    function = {"name": Named.TOOL, "arguments": Text("{}")}
+    given = {
+        "model": Named.MODEL,
+        "messages": [
+            {**USER, "content": Text("Hi.")},
+            {
+                "role": Named.ROLE,
+                "tool_calls": [{"id": Named.CALL, "type": Named.KIND, "function": function}],
+            },
+            {"role": Named.RESULT, "tool_call_id": Named.CALL, "content": Text("sunny")},
+        ],
+        "tools": [{"type": Named.KIND, "function": {"name": Named.TOOL}}],
+        "metadata": {Text("a"): Text("b")},
+        "max_tokens": Count.LIMIT,
+        "temperature": Temperature(0.5),
+    }
+    plain = {
+        "model": "gpt-5",
+        "messages": [{**USER, "content": "Hi."}, called(call("call_1")), result("call_1")],
+        "tools": [{"type": "function", "function": {"name": "weather"}}],
+        "metadata": {"a": "b"},
+        "max_tokens": 100,
+        "temperature": 0.5,
+    }
+    assert msgspec.json.encode(body(given)) == msgspec.json.encode(body(plain))
+    custom = {"type": "custom", "custom": {"name": Named.TOOL}}
+    asked = request(USER, called(call("call_1", "x")), result("call_1"), tools=[custom])
+    assert [item.get("type") for item in body(asked)["input"][1:]] == [
+        "custom_tool_call",
+        "custom_tool_call_output",
+    ]
 
 
 def test_stream_options_that_upstream_knows_pass() -> None:
