@@ -458,7 +458,7 @@ class History:
     def _place(self, value: object, path: str) -> tuple[int, int]:
         after = self._reader.fields(value, path, "messages[assistant].reasoning_details[].after")
         content, calls = (
-            self._reader.integer(after.get(name, 0), join(path, name))
+            max(0, self._reader.integer(after.get(name, 0), join(path, name)))
             for name in ("content", "tool_calls")
         )
         return content, calls

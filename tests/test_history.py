@@ -229,6 +229,21 @@ def test_places_beyond_the_message_do_no_harm() -> None:
         ]
 
 
+def test_a_place_before_the_message_is_its_beginning() -> None:
+    detail = {"type": "reasoning.encrypted", "data": "x", "after": {"content": -5}}
+    citation = {"url": "u", "title": "t", "start_index": 1, "end_index": 4}
+    message = {
+        "role": "assistant",
+        "content": "Hello there.",
+        "reasoning_details": [detail],
+        "annotations": [{"type": "url_citation", "url_citation": citation}],
+    }
+    _, thought, answer = items_for(USER, message)
+    assert thought["encrypted_content"] == "x"
+    (part,) = answer["content"]
+    assert (part["text"], part["annotations"][0]["start_index"]) == ("Hello there.", 1)
+
+
 def test_a_refusal_goes_back_as_a_part() -> None:
     items = items_for(USER, message_of(Answer(Message(("Well. ", Refusal("No."))))))
     assert items[1] == {
