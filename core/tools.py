@@ -152,6 +152,8 @@ class Tools:
     def _location(self, value: object, path: str) -> Json:
         fields = self._reader.fields(value, path, path)
         place = self._reader.required(fields, "approximate", path, "an object")
+        kind = fields.get("type", "approximate")
+        self._reader.one_of(kind, join(path, "type"), ("approximate",))
         where = join(path, "approximate")
         names = self._reader.fields(place, where, where)
         return {

@@ -825,6 +825,12 @@ WRONG: list[tuple[str, Any, str, str]] = [
     ("tool choice", request(tool_choice="any"), "tool_choice", "found the string 'any'"),
     ("tool choice type", request(tool_choice=1), "tool_choice", "a string or an object"),
     ("tokens", request(max_tokens=-1), "max_tokens", "an integer of at least 1, found -1"),
+    (
+        "place of another kind",
+        request(web_search_options={"user_location": {"type": "exact", "approximate": {}}}),
+        "web_search_options.user_location.type",
+        "expected one of 'approximate', found the string 'exact'",
+    ),
     ("boolean", request(stream="yes"), "stream", "expected a boolean, found the string 'yes'"),
     ("number", request(temperature=True), "temperature", "found the boolean true"),
     ("not finite", request(top_p=float("inf")), "top_p", "expected a finite number"),
