@@ -22,6 +22,7 @@ MAX_NAME: Final = 64
 _DIGEST: Final = 12
 
 _NO_CUSTOM: Final = "upstream knows no tools that take free text"
+_NOTHING_LEFT: Final = "upstream gets none of the tools to choose from"
 
 
 class ClientTools(Set[str]):
@@ -231,7 +232,11 @@ class Tools:
     def choice(self, value: object, path: str) -> str | Json | None:
         """The tool choice for upstream, None if there is nothing left to choose."""
         if isinstance(value, str):
-            return self._reader.one_of(value, path, ("none", "auto", "required"))
+            word = self._reader.one_of(value, path, ("none", "auto", "required"))
+            if word == "required" and self._custom and not self.sent:
+                self._reader.drop(path, _NOTHING_LEFT)
+                return None
+            return word
         if not isinstance(value, Mapping):
             raise wrong_type(path, "a string or an object", value)
         kind = self._reader.kind(value, path)
@@ -256,7 +261,7 @@ class Tools:
         name = self._reader.required(names, "name", where, "the name of a tool")
         return {"type": kind, "name": self.upstream_name(name, join(where, "name"))}
 
-    def _allowed(self, value: object, path: str) -> Json:
+    def _allowed(self, value: object, path: str) -> Json | None:
         place = "tool_choice[allowed_tools]"
         fields = self._reader.fields(value, path, place)
         where = join(path, "allowed_tools")
@@ -266,16 +271,17 @@ class Tools:
             f"{place}.allowed_tools",
         )
         mode = self._reader.required(allowed, "mode", where, "'auto' or 'required'")
+        mode = self._reader.one_of(mode, join(where, "mode"), ("auto", "required"))
         tools = self._reader.required(allowed, "tools", where, "a list of tools")
-        return {
-            "type": "allowed_tools",
-            "mode": self._reader.one_of(mode, join(where, "mode"), ("auto", "required")),
-            "tools": [
-                flat
-                for tool, place in self._reader.elements(tools, join(where, "tools"))
-                if (flat := self._flat(tool, place)) is not None
-            ],
-        }
+        sent = [
+            flat
+            for tool, place in self._reader.elements(tools, join(where, "tools"))
+            if (flat := self._flat(tool, place)) is not None
+        ]
+        if tools and not sent:
+            self._reader.drop(path, _NOTHING_LEFT)
+            return None
+        return {"type": "allowed_tools", "mode": mode, "tools": sent}
 
     def _flat(self, tool: object, path: str) -> Json | None:
         """A reference to a tool, without the key that it is wrapped in; None for one not sent."""

@@ -624,6 +624,24 @@ def test_a_custom_tool_may_take_plain_text() -> None:
     ]
 
 
+ANY_CUSTOM = {"type": "custom", "custom": {"name": "sum"}}
+
+
+def test_what_is_left_of_the_tools_is_all_that_can_be_asked_for() -> None:
+    one_of_them = {
+        "type": "allowed_tools",
+        "allowed_tools": {"mode": "required", "tools": [ANY_CUSTOM]},
+    }
+    for choice in ("required", one_of_them):
+        asked = request(tools=[ANY_CUSTOM], tool_choice=choice)
+        assert "tool_choice" not in body(asked, XAI)
+        assert ("dropped", "tool_choice") in reported(asked, XAI)
+        assert "tool_choice" in body(asked)
+        both = request(tools=[ANY_CUSTOM, WEATHER], tool_choice=choice)
+        assert ("tool_choice" in body(both, XAI)) == (choice == "required")
+    assert body(request(tools=[ANY_CUSTOM], tool_choice="none"), XAI)["tool_choice"] == "none"
+
+
 # Names.
 
 
