@@ -216,7 +216,10 @@ EXTENSIONS: Final = (
     _said(f"{_DETAIL}[].after.content", "the place in the text"),
     _said(f"{_DETAIL}[].after.tool_calls", "the place among the calls"),
     _mapped(f"{_DETAIL}[reasoning.summary].summary", "input[].summary[].text"),
-    _mapped(f"{_DETAIL}[reasoning.text].text", "input[].content[].text"),
+    _said(
+        f"{_DETAIL}[reasoning.text].text",
+        "`input[].content[].text`, unless the encrypted content, which says the same, goes over",
+    ),
     _dropped(f"{_DETAIL}[reasoning.text].signature", "the Responses API has no signatures"),
     _mapped(f"{_DETAIL}[reasoning.encrypted].data", "input[].encrypted_content"),
     _mapped("messages[assistant].annotations", "input[].content[].annotations"),

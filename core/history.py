@@ -428,6 +428,10 @@ class History:
             return self._commentary(item, path)
         form = self._dialect.reasoning_history
         if form == "encrypted" and "encrypted_content" in item:
+            if "content" in item:
+                # OpenAI refuses it (EasyMetaAu/helm-api pull request 879).
+                del item["content"]
+                self._reader.emulate(path, "its text is in its encrypted content")
             # OpenAI refuses ids of another form, and does without one (RubyLLM's recordings).
             known = self._dialect.reasoning_ids and str(item.get("id", "")).startswith("rs")
             return item if known else {name: item[name] for name in item if name != "id"}

@@ -95,7 +95,6 @@ def said(answer: Answer) -> list[Segment]:
                 segments.append(before)
                 head = {
                     "summary": [each for each in item.summaries if each],
-                    "content": [each for each in item.texts if each],
                     "encrypted": item.encrypted_content,
                 }
                 text, refusal, calls = "", "", []
@@ -119,7 +118,6 @@ def sent(items: list[Json]) -> list[Segment]:
             segments.append(before)
             head = {
                 "summary": [part["text"] for part in item["summary"] if part["text"]],
-                "content": [part["text"] for part in item.get("content") or () if part["text"]],
                 "encrypted": item["encrypted_content"],
             }
             text, refusal, calls = "", "", []
@@ -362,6 +360,25 @@ def test_reasoning_details_are_taken_as_upstream_takes_reasoning() -> None:
     ]
     assert len(items_for(USER, message, dialect=LMSTUDIO)) == 2
     assert len(reported(USER, message, dialect=LMSTUDIO)) == 4
+
+
+def test_the_text_of_encrypted_reasoning_is_left_to_what_is_encrypted() -> None:
+    """OpenAI refuses it beside that (EasyMetaAu/helm-api pull request 879)."""
+    details = [
+        {"type": "reasoning.text", "text": "Hm.", "id": "rs_1"},
+        {"type": "reasoning.summary", "summary": "a", "id": "rs_1"},
+        {"type": "reasoning.encrypted", "data": "x", "id": "rs_1"},
+    ]
+    message = {"role": "assistant", "content": "Hi.", "reasoning_details": details}
+    assert items_for(USER, message)[1] == {
+        "type": "reasoning",
+        "id": "rs_1",
+        "summary": [{"type": "summary_text", "text": "a"}],
+        "encrypted_content": "x",
+    }
+    assert reported(USER, message) == [("emulated", "messages[1].reasoning_details[0]")]
+    (raw,) = items_for(USER, message, dialect=VLLM)[1]["content"]
+    assert raw["text"] == "Hm."
 
 
 def test_the_text_of_reasoning_goes_back_where_its_details_cannot() -> None:
