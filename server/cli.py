@@ -145,8 +145,8 @@ def _translate(options: argparse.Namespace) -> int:
             _write(stream.receive_data(data), options.format)
             if stream.wants_close:
                 break
-    except _UNREADABLE as error:
-        return _complain(f"{options.file}: {error.strerror}", WRONG_USAGE)
+    except _Unreadable as error:
+        return _complain(str(error), WRONG_USAGE)
     _write(stream.receive_eof(), options.format)
     if options.format == "text":
         print()
@@ -155,7 +155,8 @@ def _translate(options: argparse.Namespace) -> int:
     return FINISHED
 
 
-_UNREADABLE: Final = (FileNotFoundError, IsADirectoryError, PermissionError)
+class _Unreadable(Exception):
+    """The input cannot be read; the message says which and why."""
 
 
 def _complain(message: str, status: int) -> int:
@@ -172,8 +173,8 @@ def _request(options: argparse.Namespace) -> int:
     try:
         chat_request = msgspec.json.decode(b"".join(_read(options.file)))
         translated = to_responses_request(chat_request, dialect=dialect, strict=options.strict)
-    except _UNREADABLE as error:
-        return _complain(f"{options.file}: {error.strerror}", WRONG_USAGE)
+    except _Unreadable as error:
+        return _complain(str(error), WRONG_USAGE)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return _complain(f"the request is no JSON that can be read: {error}", FAILED)
     except UnsupportedField as error:
@@ -193,9 +194,13 @@ def _print_report(report: list[ReportEntry]) -> None:
 
 def _read(file: str | None) -> Iterator[bytes]:
     """Whatever is there, as soon as it is there: a buffered reader would wait for more."""
-    source = sys.stdin.fileno() if file is None else os.open(file, os.O_RDONLY)
-    while data := os.read(source, _READ_SIZE):
-        yield data
+    try:
+        # Not from sys.stdin, which is None where nobody opened it.
+        source = 0 if file is None else os.open(file, os.O_RDONLY)
+        while data := os.read(source, _READ_SIZE):
+            yield data
+    except OSError as error:
+        raise _Unreadable(f"{file or 'standard input'}: {error.strerror}") from None
 
 
 def _write(events: list[Event], form: str) -> None:
