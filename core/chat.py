@@ -10,6 +10,7 @@ xAI, OpenRouter and their clients agree on.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -29,6 +30,14 @@ def error_object(
 ) -> dict[str, Any]:
     """The one shape of an error that every client reads."""
     return {"error": {"message": message, "type": type, "param": param, "code": code}}
+
+
+def without_secrets(text: str | None, secrets: Iterable[str]) -> str | None:
+    """The text with `***` in place of each secret."""
+    # The longest first: one may be a part of another.
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        text = text and text.replace(secret, "***")
+    return text
 
 
 class PromptTokensDetails(Struct, omit_defaults=True):
@@ -220,6 +229,17 @@ class Failure(Struct, frozen=True):
     param: str | None = None
     code: str | None = None
     retryable: bool = True
+
+    def without(self, secrets: Iterable[str]) -> Failure:
+        """The failure with `***` where an upstream repeats a secret, such as its key."""
+        known = tuple(secrets)
+        return Failure(
+            without_secrets(self.message, known) or "",
+            without_secrets(self.type, known),
+            without_secrets(self.param, known),
+            without_secrets(self.code, known),
+            self.retryable,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """`{"error": {"message", "type", "param", "code"}}`."""

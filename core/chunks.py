@@ -8,7 +8,8 @@ are its only callers.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+import functools
+from collections.abc import Callable, Hashable, Iterable
 from typing import Final, Literal
 
 import msgspec
@@ -81,6 +82,8 @@ class ChunkWriter:
         """The finish or a failure was said."""
         self.stopped = False
         """The content ended at a stop sequence."""
+        self.empty = False
+        """The answer is complete, and its finish was the first that was said."""
         self.calls = 0
         """How many tool calls were opened."""
 
@@ -142,7 +145,7 @@ class ChunkWriter:
 
     def refusal(self, text: str) -> None:
         """Say a piece of a refusal."""
-        self._say(Delta(refusal=text))
+        self._say(_refusal_delta(text))
 
     def reasoning(self, text: str, block: Hashable) -> None:
         """Say a piece of reasoning; another block than the last begins after a blank line."""
@@ -223,6 +226,8 @@ class ChunkWriter:
 
     def finish(self, reason: FinishReason, usage: Usage | None) -> None:
         """Say the finish, the usage if it is asked for and known, and that it is done."""
+        self.release()
+        self.empty = reason == "stop" and not (self.started or self.ended or self.stopped)
         self._say(Delta(), finish_reason=reason)
         if not self.ended:
             self.ended = True
@@ -268,16 +273,36 @@ class ChunkWriter:
 
         `index` is that of the tool call; the frame is that of a delta in the middle of its block.
         """
-        delta = Delta(content=_MARK)
-        if sink is Sink.REFUSAL:
-            delta = Delta(refusal=_MARK)
-        elif sink is Sink.REASONING:
-            delta = self._reasoning_delta(_MARK)
-        elif sink is Sink.ARGUMENTS:
-            delta = _arguments_delta(_MARK, index)
-        frame = self._chunk([ChunkChoice(0, delta, None)]).to_wire()
+        frame = self.chunk_around(sink, index)(_MARK).to_wire()
         prefix, _, suffix = frame.rpartition(msgspec.json.encode(_MARK))
         return prefix, suffix
+
+    def chunk_around(self, sink: Sink, index: int) -> Callable[[str], Chunk]:
+        """What makes the chunk of such a delta from its text."""
+        delta: Callable[[str], Delta] = _content_delta
+        if sink is Sink.REFUSAL:
+            delta = _refusal_delta
+        elif sink is Sink.REASONING:
+            delta = self._reasoning_delta
+        elif sink is Sink.ARGUMENTS:
+            delta = functools.partial(_arguments_delta, index=index)
+        kind: Final = "chat.completion.chunk"
+        make = ChunkWithUsage if self._include_usage else ChatCompletionChunk
+        id, created, model = self.id, self.created, self.model
+
+        def chunk(text: str) -> Chunk:
+            choice = ChunkChoice(0, delta(text), None)
+            return make(id, kind, created, model, [choice], usage=None)
+
+        return chunk
+
+
+def _content_delta(text: str) -> Delta:
+    return Delta(content=text)
+
+
+def _refusal_delta(text: str) -> Delta:
+    return Delta(refusal=text)
 
 
 def _arguments_delta(text: str, index: int) -> Delta:

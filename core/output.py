@@ -107,8 +107,11 @@ class Output:
             handler(self, event)
         return handler is not None
 
-    def frame_around(self, channel: Channel, part: Part) -> tuple[bytes, bytes] | None:
-        """What a frame has around the next delta for this part, if nothing else depends on it."""
+    def way_of(self, channel: Channel, part: Part) -> tuple[Sink, int] | None:
+        """Where the next delta for this part goes, if that depends on nothing but its text.
+
+        The second is the index of the tool call, for arguments.
+        """
         sink, index = channel.sink, 0
         if isinstance(channel.item, CallItem):
             if not channel.item.opened:
@@ -117,7 +120,7 @@ class Output:
         held = part.half or (sink is Sink.CONTENT and self._writer.holds_content)
         if held or sink is Sink.NOWHERE or self._writer.ended:
             return None
-        return self._writer.frame_around(sink, index)
+        return sink, index
 
     def account(self, channel: Channel, part: Part, text: str) -> None:
         """Count text as received."""

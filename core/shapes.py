@@ -43,6 +43,11 @@ _REQUEST_FAULTS: Final = frozenset(
         "image_file_not_found",
         "failed_to_download_image",
         EVENT_TOO_LARGE,
+        # vLLM's codes are HTTP statuses (vllm entrypoints/openai, ErrorResponse).
+        "400",
+        "404",
+        "413",
+        "422",
     }
 )
 
@@ -148,7 +153,7 @@ def failure(error: Any, event: responses.StreamEvent | None = None) -> chat.Fail
         type=kind or UPSTREAM_ERROR,
         param=_text(given.get("param")),
         code=code,
-        retryable=code not in _REQUEST_FAULTS and kind not in _REQUEST_FAULTS,
+        retryable=not {code, kind} & _REQUEST_FAULTS,
     )
 
 

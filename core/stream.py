@@ -14,15 +14,16 @@ and only wait for the end of the bytes.
 
 Two paths, one machine. Most events are a delta for the same part as the one before. Once such a
 delta has gone the long way, its `_Route` is remembered: the identity that it came with and the
-frame around its text. An event with the very same identity takes the same route, its text put into
-the frame; anything else forgets the route and goes the long way again. A text that took the route
+frame or chunk around its text. An event with the very same identity takes the same route, its text
+put there; anything else forgets the route and goes the long way again. A text that took the route
 is accounted for later, in `_settle`, before anything looks at the account.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
@@ -30,7 +31,7 @@ import msgspec
 from msgspec import Struct
 
 from deltawire import shapes
-from deltawire.chat import Event, Failure, FinishReason, Usage
+from deltawire.chat import Chunk, Event, Failure, FinishReason, Usage
 from deltawire.chunks import ChunkWriter
 from deltawire.dialects import GENERIC, Dialect
 from deltawire.errors import EventTooLarge, LocalProtocolError
@@ -128,6 +129,7 @@ _MAX_SPLICED: Final = 4096
 
 # Enough of a body that is no event stream to recognize it in an error message.
 _HEAD_SIZE: Final = 64
+_LAST_WORD: Final = re.compile(rb"[\w.~+/=-]+\Z")
 # White space, and the bytes of a byte order mark.
 _BLANK: Final = b"\xef\xbb\xbf \t\r\n"
 
@@ -147,8 +149,8 @@ class _Route(NamedTuple):
     prefix: bytes
     """What stands before the text in its frame."""
     suffix: bytes
-    unsettled: list[str]
-    """The stream's own list of texts to be accounted for."""
+    chunk: Callable[[str], Chunk]
+    """What makes a chunk of the text."""
 
 
 class ChatStream:
@@ -172,6 +174,7 @@ class ChatStream:
     images: `final` images only, `partial` ones too, or None.
     stop: content ends before the first of these; see `wants_close`.
     max_event_size: bytes; a larger event is a Failure `event_too_large`.
+    secrets: texts that no Failure repeats, such as the key that upstream was sent.
     default_id, default_created (Unix seconds), default_model: for what upstream does not give.
     """
 
@@ -187,6 +190,7 @@ class ChatStream:
         images: Literal["final", "partial"] | None = "final",
         stop: str | Iterable[str] | None = None,
         max_event_size: int = DEFAULT_MAX_EVENT_SIZE,
+        secrets: Iterable[str] = (),
         default_id: str = "chatcmpl-unknown",
         default_created: int = 0,
         default_model: str = "unknown",
@@ -209,6 +213,7 @@ class ChatStream:
             images=images,
         )
         self._max_event_size = max_event_size
+        self._secrets = tuple(filter(None, secrets))
         self._decoder = SSEDecoder(max_event_size=max_event_size, flush_at_eof=True)
         self._overflown = False
         # The first bytes tell an event stream from a JSON body, and say in the message of a
@@ -225,6 +230,8 @@ class ChatStream:
         self._target: tuple[Channel, Part] | None = None
 
         self.state = State.IDLE
+        self.end: State | None = None
+        """COMPLETED, INCOMPLETE or FAILED, once one of them is reached; it stays after CLOSED."""
         self.usage: Usage | None = None
         """What the response cost, once upstream said so."""
         self.failure: Failure | None = None
@@ -255,6 +262,11 @@ class ChatStream:
         return self._writer.started
 
     @property
+    def said_nothing(self) -> bool:
+        """The response completed, and there was nothing in it that a client could be shown."""
+        return self._writer.empty
+
+    @property
     def wants_close(self) -> bool:
         """A stop sequence was found: upstream may be hung up on."""
         return self._writer.stopped
@@ -273,6 +285,12 @@ class ChatStream:
 
     def receive_data(self, data: bytes) -> list[Event]:
         """The events that these bytes make: chunks, and at the end Failure or Done."""
+        route = self._route
+        if route is not None and (text := self._routed(route, data)):
+            return [route.chunk(text)]
+        return self._receive_plainly(data)
+
+    def _receive_plainly(self, data: bytes) -> list[Event]:
         events = self._writer.out = []
         for sse in self._decode(data):
             self._receive(sse)
@@ -281,41 +299,59 @@ class ChatStream:
 
     def receive_eof(self) -> list[Event]:
         """The end of upstream's bytes. A Failure `upstream_truncated` if no end came before."""
+        return self._close(None)
+
+    def receive_break(self, failure: Failure) -> list[Event]:
+        """As `receive_eof`, where the caller knows why no more bytes come.
+
+        A stream that has its end by now ends as it would have; any other ends in `failure`.
+        """
+        return self._close(failure)
+
+    def _close(self, broken: Failure | None) -> list[Event]:
         self._check_open()
         events = self._writer.out = []
         self._receive_rest()
         if self.state not in _ENDED:
-            self._end_of_upstream(self._end_of_bytes())
+            self._end_of_upstream(broken or _truncated(self._end_of_bytes()))
         self._advance(Signal.EOF)
         return events
 
     def translate(self, data: bytes) -> bytes:
         """As `receive_data`, rendered as server-sent events."""
         route = self._route
-        if route is not None and self._decoder.idle:
-            # One whole event in one call is how streams arrive, and these lines are what it
-            # costs; that is why nothing is called here that could be written out.
-            head, size, limit, identity, prefix, suffix, unsettled = route
-            payload = data[size:-2]
-            if (
-                data[:size] == head
-                and data[-2:] == b"\n\n"
-                and _LF not in payload
-                and _CR not in payload
-                and len(payload) < limit
-            ):
-                try:
-                    event = _decode_delta(payload)
-                except _UNFIT:
-                    return _rendered(self.receive_data(data))
-                text = event.delta
-                event.delta = ""
-                if text and event == identity:
-                    unsettled.append(text)
-                    if len(unsettled) == _MAX_UNSETTLED:
-                        self._settle()
-                    return prefix + _encode(text) + suffix
+        if route is not None and (text := self._routed(route, data)):
+            return route.prefix + _encode(text) + route.suffix
         return self._translate_plainly(data)
+
+    def _routed(self, route: _Route, data: bytes) -> str:
+        """The text of a whole event that takes the route; "" if these bytes are not one.
+
+        One event in one call is how streams arrive, and these lines are what it costs; that is why
+        nothing is called here that could be written out.
+        """
+        payload = data[route.head_size : -2]
+        if (
+            data[: route.head_size] == route.head
+            and data[-2:] == b"\n\n"
+            and _LF not in payload
+            and _CR not in payload
+            and len(payload) < route.limit
+            and self._decoder.idle
+        ):
+            try:
+                event = _decode_delta(payload)
+            except _UNFIT:
+                return ""
+            text = event.delta
+            event.delta = ""
+            if text and event == route.identity:
+                unsettled = self._unsettled
+                unsettled.append(text)
+                if len(unsettled) == _MAX_UNSETTLED:
+                    self._settle()
+                return text
+        return ""
 
     def _translate_plainly(self, data: bytes) -> bytes:
         if _LF not in data and self.state is not State.IDLE and self._decoder.hold(data):
@@ -324,13 +360,17 @@ class ChatStream:
         several = data.count(b"\n") > 3 and _CR not in data
         *events, rest = data.split(b"\n\n") if several else [data]
         if not events or not (rest or events[1:]):
-            return _rendered(self.receive_data(data))
+            return _rendered(self._receive_plainly(data))
         frames = [self.translate(event + b"\n\n") for event in events]
         return b"".join(frames) + self.translate(rest)
 
     def translate_eof(self) -> bytes:
         """As `receive_eof`, rendered as server-sent events."""
         return _rendered(self.receive_eof())
+
+    def translate_break(self, failure: Failure) -> bytes:
+        """As `receive_break`, rendered as server-sent events."""
+        return _rendered(self.receive_break(failure))
 
     # From bytes to events.
 
@@ -407,8 +447,8 @@ class ChatStream:
 
     def _remember(self, line: str, event: StreamEvent, channel: Channel, part: Part) -> None:
         """Let events of the same identity take the same route, if it is a plain one."""
-        frame = self._output.frame_around(channel, part)
-        if frame is None:
+        way = self._output.way_of(channel, part)
+        if way is None:
             return
         identity = _DeltaEvent(
             delta="",
@@ -422,7 +462,8 @@ class ChatStream:
         head = b"data: " if line == "message" else b"event: %b\ndata: " % line.encode()
         # The decoder's limit is on the whole line.
         limit = min(self._max_event_size - len(b"data: ") + 1, _MAX_SPLICED)
-        self._route = _Route(head, len(head), limit, identity, *frame, self._unsettled)
+        frame, chunk = self._writer.frame_around(*way), self._writer.chunk_around(*way)
+        self._route = _Route(head, len(head), limit, identity, *frame, chunk)
         self._target = (channel, part)
 
     def _settle(self) -> None:
@@ -439,7 +480,7 @@ class ChatStream:
             self._ignored += 1
             return
         if sse.data == b"[DONE]":
-            self._end_of_upstream("the upstream said [DONE] without a terminal event")
+            self._end_of_upstream(_truncated("the upstream said [DONE] without a terminal event"))
             return
         event = parse(sse.data, StreamEvent)
         if event is None:
@@ -492,25 +533,29 @@ class ChatStream:
             return False
         return True
 
-    def _end_of_upstream(self, how: str) -> None:
+    def _end_of_upstream(self, failure: Failure) -> None:
         """Upstream stopped; without a terminal event before, that is a failure."""
         if (response := self._early_end) is not None:
             self._end(response.status or "", response)
         else:
-            self._fail(Failure(how, type=shapes.UPSTREAM_ERROR, code=shapes.TRUNCATED))
+            self._fail(failure)
 
     def _end_of_bytes(self) -> str:
         how = "the upstream's stream ended without a terminal event"
         if self.state is not State.IDLE:
             return how
-        return (
-            f"{how}; its body begins with {self._head!r}" if self._head else f"{how}: it is empty"
-        )
+        head = self._head
+        if self._secrets and len(head) == _HEAD_SIZE:
+            # The word that was cut off may be the beginning of a secret.
+            head = _LAST_WORD.sub(b"", head)
+        return f"{how}; its body begins with {head!r}" if self._head else f"{how}: it is empty"
 
     # The life of the response.
 
     def _advance(self, signal: Signal) -> None:
         self.state = TRANSITIONS[self.state][signal]
+        if self.state in _ENDED:
+            self.end = self.state
         if signal is not Signal.OUTPUT:
             # Nothing takes the short way past the end.
             self._route = None
@@ -571,6 +616,7 @@ class ChatStream:
         return "tool_calls" if self._writer.calls else "stop"
 
     def _fail(self, failure: Failure) -> None:
+        failure = failure.without(self._secrets)
         self._output.abandon()
         self._writer.fail(failure)
         if self._writer.stopped:
@@ -585,6 +631,10 @@ def _known(client_tools: Iterable[str] | None) -> ClientTools | None:
     if client_tools is None or isinstance(client_tools, ClientTools):
         return client_tools
     return ClientTools(client_tools)
+
+
+def _truncated(how: str) -> Failure:
+    return Failure(how, type=shapes.UPSTREAM_ERROR, code=shapes.TRUNCATED)
 
 
 def _rendered(events: list[Event]) -> bytes:

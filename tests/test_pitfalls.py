@@ -386,8 +386,15 @@ def test_r24_errors_are_found_in_all_their_places(event: Json) -> None:
     assert not stream.produced_output
 
 
-def test_r24_a_fault_of_the_request_is_not_retryable() -> None:
-    error = {"type": "invalid_request_error", "code": "context_length_exceeded", "message": "Long."}
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"type": "invalid_request_error", "code": "context_length_exceeded", "message": "Long."},
+        # vLLM's codes are HTTP statuses.
+        {"type": "BadRequestError", "code": 400, "message": "Bad."},
+    ],
+)
+def test_r24_a_fault_of_the_request_is_not_retryable(error: Json) -> None:
     (failure,) = receive(stream_of(created(), {"type": "error", "error": error}))[1]
     assert isinstance(failure, Failure)
     assert not failure.retryable
