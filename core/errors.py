@@ -6,19 +6,27 @@ after everything that came before it. Exceptions are for what cannot be an event
     DeltawireError
     |-- InvalidRequest           the client's mistake: a chat request that is wrong in itself
     |   `-- UnsupportedField     nothing is wrong with it, but upstream has no place for all of it
+    |-- InvalidSetting           the user's mistake: an account or a transport that cannot work
     |-- LocalProtocolError       the caller's mistake: a call after the stream was closed
     `-- RemoteProtocolError      upstream's fault
         |-- EventTooLarge        raised by SSEDecoder; ChatStream turns it into a Failure
-        `-- UpstreamError        a Failure, raised where a caller asked for a whole answer
+        `-- UpstreamError        a Failure, raised by transports and by whole answers
+            |-- UpstreamRejected      an HTTP status that is an error
+            |-- UpstreamUnreachable   no connection, or none that lasted until the answer began
+            |-- UpstreamTimeout       a deadline passed
+            |-- UpstreamTruncated     the answer stopped before its end
+            `-- NoAccountReady        all accounts rest; nothing was sent
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from deltawire.chat import error_object
 
 if TYPE_CHECKING:
+    from deltawire.attempts import Attempt
     from deltawire.chat import ChatCompletion, Failure
     from deltawire.reading import ReportEntry
     from deltawire.sse import ServerSentEvent
@@ -83,14 +91,32 @@ class EventTooLarge(RemoteProtocolError):
         self.events = events
 
 
+class InvalidSetting(DeltawireError, ValueError):
+    """A setting with which nothing could be sent. `setting` is its name; no key is repeated."""
+
+    def __init__(self, setting: str, message: str) -> None:
+        super().__init__(f"{setting}: {message}")
+        self.setting = setting
+
+
 class UpstreamError(RemoteProtocolError):
     """The upstream answered with an error, or stopped before its answer was whole.
 
     `message`, `type`, `param` and `code` are those of the error object; `retryable` says whether
     another attempt could succeed; `partial` is what had come so far, its `finish_reason` None.
+    Where it comes from a transport, `status` is the HTTP status that tells a client the same,
+    `retry_after` the seconds that upstream asks to wait, and `attempts` what was tried.
     """
 
-    def __init__(self, failure: Failure, partial: ChatCompletion) -> None:
+    def __init__(
+        self,
+        failure: Failure,
+        partial: ChatCompletion,
+        *,
+        status: int | None = None,
+        retry_after: float | None = None,
+        attempts: Sequence[Attempt] = (),
+    ) -> None:
         super().__init__(failure.message)
         self.failure = failure
         self.message = failure.message
@@ -99,3 +125,30 @@ class UpstreamError(RemoteProtocolError):
         self.code = failure.code
         self.retryable = failure.retryable
         self.partial = partial
+        self.status = status
+        self.retry_after = retry_after
+        self.attempts = list(attempts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """`{"error": {"message", "type", "param", "code"}}`, the body of an answer."""
+        return self.failure.to_dict()
+
+
+class UpstreamRejected(UpstreamError):
+    """The upstream answered with an HTTP status that is an error."""
+
+
+class UpstreamUnreachable(UpstreamError):
+    """There was no connection to the upstream, or none that lasted until the answer began."""
+
+
+class UpstreamTimeout(UpstreamError):
+    """A deadline passed: first event, idle or total."""
+
+
+class UpstreamTruncated(UpstreamError):
+    """The upstream stopped before its answer was whole."""
+
+
+class NoAccountReady(UpstreamError):
+    """All accounts that serve the model rest; nothing was sent. See `retry_after`."""
