@@ -5,6 +5,8 @@ bytes of a `POST /v1/responses` stream; it gives the chunks of a `/v1/chat/compl
 """
 
 from deltawire._version import __version__
+from deltawire.accounts import Account, AccountPool
+from deltawire.attempts import Attempt, Policy, Timeouts
 from deltawire.chat import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -33,13 +35,21 @@ from deltawire.errors import (
     DeltawireError,
     EventTooLarge,
     InvalidRequest,
+    InvalidSetting,
     LocalProtocolError,
+    NoAccountReady,
     RemoteProtocolError,
     UnsupportedField,
     UpstreamError,
+    UpstreamRejected,
+    UpstreamTimeout,
+    UpstreamTruncated,
+    UpstreamUnreachable,
 )
+from deltawire.exchange import Exchange
 from deltawire.output import Divergence
 from deltawire.reading import ReportEntry
+from deltawire.renderings import AsCompletion, AsEvents, AsFrames
 from deltawire.request import (
     Translated,
     refuses_encrypted_reasoning,
@@ -61,6 +71,12 @@ __all__ = [
     "OPENROUTER",
     "VLLM",
     "XAI",
+    "Account",
+    "AccountPool",
+    "AsCompletion",
+    "AsEvents",
+    "AsFrames",
+    "Attempt",
     "ChatCompletion",
     "ChatCompletionChunk",
     "ChatCompletionFold",
@@ -73,17 +89,26 @@ __all__ = [
     "Done",
     "Event",
     "EventTooLarge",
+    "Exchange",
     "Failure",
     "InvalidRequest",
+    "InvalidSetting",
     "LocalProtocolError",
+    "NoAccountReady",
+    "Policy",
     "RemoteProtocolError",
     "ReportEntry",
     "SSEDecoder",
     "ServerSentEvent",
     "State",
+    "Timeouts",
     "Translated",
     "UnsupportedField",
     "UpstreamError",
+    "UpstreamRejected",
+    "UpstreamTimeout",
+    "UpstreamTruncated",
+    "UpstreamUnreachable",
     "Usage",
     "__version__",
     "completion_from_response",
