@@ -72,6 +72,14 @@ def test_dependencies_point_one_way() -> None:
             assert not any(name == each or name.startswith(each + ".") for each in above), path
 
 
+def test_the_transports_know_nothing_of_the_server() -> None:
+    transports = list(CORE.joinpath("transports").glob("*.py"))
+    assert len(transports) > 5
+    for path in transports:
+        for name in imported(path):
+            assert not name.startswith("deltawire.server"), path
+
+
 def test_hypothesis_is_needed_for_the_strategies_only() -> None:
     users = {path.name for path in modules() if "hypothesis" in imported(path)}
     assert users == {"strategies.py"}

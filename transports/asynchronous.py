@@ -1,0 +1,334 @@
+"""The exchange over an event loop, whichever it is: the loop between exchange and network, once.
+
+What asyncio and trio each have of their own, clock, deadlines and cancellation, is a `Runtime`; the
+two are in files of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, ClassVar, Final, Generic, Protocol, Self, TypeVar, Unpack
+
+from deltawire.chat import ChatCompletion, Chunk, Event
+from deltawire.exchange import Exchange
+from deltawire.renderings import AsCompletion, AsEvents, AsFrames, Rendering
+from deltawire.steps import Close, Open, Read, Wait
+from deltawire.stream import ChatStream
+from deltawire.transports.answers import (
+    WITH_USAGE,
+    Answer,
+    chunks_of,
+    frames_of,
+    raise_unless_begun,
+    whole,
+)
+from deltawire.transports.http import (
+    Decompressor,
+    Library,
+    can_decode,
+    content_coding,
+    request_arguments,
+)
+from deltawire.transports.settings import NOTHING, Settings, Transport
+
+Out = TypeVar("Out")
+Item = TypeVar("Item")
+T = TypeVar("T")
+
+
+class Timer(Protocol):
+    """Deadlines for one task, one after the other. `inf` is never."""
+
+    async def within(self, deadline: float, awaitable: Awaitable[T]) -> T:
+        """What it gives. Raises TimeoutError, and cancels it, once the deadline has passed."""
+
+    def stop(self) -> None:
+        """There is no deadline for now."""
+
+
+class Runtime(Protocol):
+    """What an event loop has of its own. Times are on its clock, in seconds; `inf` is never."""
+
+    httpx_scopes: bool
+    """Whether httpx's own limit for a read costs the same whether it is used or not."""
+
+    def check(self) -> None:
+        """Raise LocalProtocolError unless this runs in the event loop that was first used."""
+
+    def now(self) -> float: ...
+
+    def timer(self) -> Timer:
+        """What keeps the deadlines of one call."""
+
+    async def sleep_until(self, time: float) -> None: ...
+
+    def shielded(self) -> AbstractContextManager[object]:
+        """Inside, a cancellation that has already come does not interrupt."""
+
+    async def undisturbed(self, work: Awaitable[T]) -> T:
+        """What it gives; a cancellation is raised when it is done. For what does not take long."""
+
+
+# The pieces that httpx may still hold of a body that is left; it reads 64 KiB at a time.
+_MAX_LEFT: Final = 1000
+
+
+class _Call(Generic[Out]):
+    """One exchange on its way over the network."""
+
+    def __init__(
+        self, exchange: Exchange[Out], client: Any, library: Library, runtime: Runtime
+    ) -> None:
+        self.exchange = exchange
+        self._client = client
+        self._library = library
+        self._runtime = runtime
+        self._timer = runtime.timer()
+        self._httpx_idle: float | None = None
+        self._answer: Any = None
+        self._body: AsyncIterator[bytes] | None = None
+        self._decompressor: Decompressor | None = None
+
+    async def next_output(self) -> Out | None:
+        """What is to be handed out next; None once there is no more."""
+        exchange = self.exchange
+        while True:
+            step = exchange.step
+            if isinstance(step, Read):
+                out = await self._read()
+            elif isinstance(step, Open):
+                out = await self._open(step)
+            elif isinstance(step, Close):
+                await self._close()
+                out = None
+            elif isinstance(step, Wait):
+                await self._runtime.sleep_until(step.until)
+                out = exchange.waited(self._runtime.now())
+            else:
+                return None
+            if out:
+                return out
+
+    async def leave(self) -> None:
+        """The caller wants nothing more."""
+        self.exchange.leave(self._runtime.now())
+        with self._runtime.shielded():
+            try:
+                while await self.next_output() is not None:
+                    pass
+            except BaseException:
+                # Cancelled once more, while upstream is drained: then it is hung up on.
+                self.exchange.leave(self._runtime.now())
+                await self.next_output()
+                raise
+
+    async def _open(self, step: Open) -> Out | None:
+        exchange, now = self.exchange, self._runtime.now
+        limit = exchange.limit
+        request = self._client.build_request(**request_arguments(step, limit - now()))
+        try:
+            answer = await self._timer.within(
+                limit, self._client.send(request, stream=True, follow_redirects=False)
+            )
+        except TimeoutError:
+            return exchange.receive_timeout(now())
+        except self._library.RequestError as error:
+            return self._went_wrong(error, step)
+        self._answer = answer
+        out = exchange.receive_head(answer.status_code, answer.headers, now())
+        coding = content_coding(answer.headers)
+        if coding is not None and not can_decode(coding):
+            return exchange.receive_break(f"its content encoding {coding!r} is unknown", now())
+        # httpx looks at this once more, when the reading of the body begins.
+        self._httpx_idle = exchange.idle if self._runtime.httpx_scopes else None
+        request.extensions["timeout"]["read"] = self._httpx_idle
+        # The stream is what `aiter_raw` reads from; each layer costs a few us for each delta.
+        self._body = aiter(answer.stream)
+        self._decompressor = None if coding is None else Decompressor(coding)
+        return out
+
+    async def _read(self) -> Out | None:
+        exchange, now, body = self.exchange, self._runtime.now, self._body
+        if body is None:
+            return exchange.receive_eof(now())
+        at = now()
+        deadline = exchange.deadline(at)
+        if self._httpx_idle is not None and exchange.limit - at > self._httpx_idle:
+            # Only its being idle could end this read, and httpx sees to that.
+            deadline = math.inf
+        try:
+            data = await self._timer.within(deadline, body.__anext__())
+        except StopAsyncIteration:
+            self._body = None
+            return exchange.receive_eof(now())
+        except TimeoutError:
+            return exchange.receive_timeout(now())
+        except self._library.RequestError as error:
+            return self._went_wrong(error, None)
+        if self._decompressor is not None:
+            try:
+                data = self._decompressor.decompress(data)
+            except ValueError as error:
+                return exchange.receive_break(str(error), now())
+        return exchange.receive_data(data, now())
+
+    def _went_wrong(self, error: Exception, step: Open | None) -> Out | None:
+        now = self._runtime.now()
+        if self._library.is_timeout(error):
+            return self.exchange.receive_timeout(now, self._library.lateness(error, step))
+        return self.exchange.receive_break(self._library.reason(error, step), now)
+
+    async def _close(self) -> None:
+        try:
+            if self._answer is not None:
+                await self._runtime.undisturbed(self._close_answer())
+        except self._library.RequestError:
+            # A connection that cannot be closed in good manners is closed all the same.
+            pass
+        finally:
+            self._answer = self._body = None
+            self._timer.stop()
+            self.exchange.closed(self._runtime.now())
+
+    async def _close_answer(self) -> None:
+        await self._answer.aclose()
+        await self._finish_body()
+
+    async def _finish_body(self) -> None:
+        """Let httpx's generators find out that there is no more.
+
+        They stand one in the other, and an outer one that is closed drops the inner ones to the
+        garbage collector, which may neither wait nor tell in which task it runs.
+        """
+        body, self._body = self._body, None
+        if body is not None:
+            with contextlib.suppress(StopAsyncIteration, *self._library.RequestError):
+                for _ in range(_MAX_LEFT):
+                    await body.__anext__()
+
+
+class AsyncStream(Answer[Out], Generic[Out, Item]):
+    """The answer to one call, item by item; nothing is sent before the first is asked for.
+
+    An async context manager and iterator; leaving the block, cancelling, or dropping it closes
+    upstream. Raises UpstreamError and its children, and InvalidRequest for what is wrong with the
+    request.
+    """
+
+    def __init__(
+        self,
+        begin: Callable[[], _Call[Out]],
+        items: Callable[[Exchange[Out], Out], Iterable[Item]],
+    ) -> None:
+        super().__init__()
+        self._iterator = self._iterate(begin, items, self._begun)
+
+    @staticmethod
+    async def _iterate(
+        begin: Callable[[], _Call[Out]],
+        items: Callable[[Exchange[Out], Out], Iterable[Item]],
+        begun: list[Exchange[Out]],
+    ) -> AsyncGenerator[Item, None]:
+        call = begin()
+        begun.append(call.exchange)
+        try:
+            while (out := await call.next_output()) is not None:
+                for item in items(call.exchange, out):
+                    yield item
+            raise_unless_begun(call.exchange)
+        finally:
+            await call.leave()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __aiter__(self) -> AsyncIterator[Item]:
+        return self._iterator
+
+    def __anext__(self) -> Awaitable[Item]:
+        return anext(self._iterator)
+
+    async def aclose(self) -> None:
+        """Hang up on upstream, or drain it, as the policy says. May be called again."""
+        await self._iterator.aclose()
+
+
+class AsyncTransport(Transport):
+    """What `AsyncioTransport` and `TrioTransport` have in common; neither of them by itself."""
+
+    blocking: ClassVar[bool] = False
+
+    def __init__(self, **settings: Unpack[Settings]) -> None:
+        super().__init__(**settings)
+        self._runtime = self._make_runtime()
+
+    def _make_runtime(self) -> Runtime:
+        raise NotImplementedError
+
+    def stream(
+        self, chat_request: Mapping[str, Any], *, affinity: str | None = None
+    ) -> AsyncStream[list[Event], Chunk]:
+        """The answer as chunks. `affinity`: calls with the same stay with one account."""
+        return AsyncStream(lambda: self._call(chat_request, AsEvents, affinity), chunks_of)
+
+    def stream_wire(
+        self, chat_request: Mapping[str, Any], *, affinity: str | None = None
+    ) -> AsyncStream[bytes, bytes]:
+        """The answer as frames of an event stream, ready to be sent to a Chat client.
+
+        A failure before the first frame is raised; a later one is the last frame.
+        """
+        return AsyncStream(lambda: self._call(chat_request, AsFrames, affinity), frames_of)
+
+    async def create(
+        self, chat_request: Mapping[str, Any], *, affinity: str | None = None
+    ) -> ChatCompletion:
+        """The whole answer. Raises UpstreamError and its children, and InvalidRequest."""
+        call = self._call(chat_request, AsCompletion, affinity, WITH_USAGE)
+        try:
+            completion = await call.next_output()
+            await call.next_output()
+        finally:
+            await call.leave()
+        return whole(call.exchange, completion)
+
+    def _call(
+        self,
+        chat_request: Mapping[str, Any],
+        rendering: Callable[[ChatStream], Rendering[Out]],
+        affinity: str | None,
+        options: Mapping[str, Any] = NOTHING,
+    ) -> _Call[Out]:
+        self._runtime.check()
+        now = self._runtime.now()
+        exchange = self._exchange(chat_request, rendering, now, affinity, options)
+        return _Call(exchange, self._client, self._library, self._runtime)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections that are kept, unless the client is the caller's own."""
+        if self._owns_client:
+            self._runtime.check()
+            await self._runtime.undisturbed(self._client.aclose())

@@ -1,0 +1,112 @@
+"""Deadlines for blocking reads: one thread that hangs up on sockets whose time has come.
+
+httpx has a limit for each read but none for a phase or a whole call, and a blocked read cannot be
+interrupted from outside, except by shutting the socket down under it. It is also the cheaper way:
+with a limit of its own each read is two system calls, the first of them to wait. Only `sync` uses
+this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import socket
+import threading
+import time
+from typing import Final
+
+# The thread waits that long for more to do; starting one costs as much as a few hundred watches.
+_LINGER: Final = 5.0
+# Cancelled watches stay in the heap until they are that many and the greater part of it.
+_MANY: Final = 256
+
+
+class Watch:
+    """A socket, and until when it may be used.
+
+    `until` is moved on by the thread that reads, without a lock: `inf` while nothing is awaited.
+    `patience`, in seconds, is the least that a read is given, so that it is enough to look again
+    after so long.
+    """
+
+    def __init__(self, peer: socket.socket, until: float, patience: float) -> None:
+        self.peer: socket.socket | None = peer
+        self.until = until
+        self.patience = patience
+        self.fired = False
+
+
+class Watchdog:
+    """The watches of one transport."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._heap: list[tuple[float, int, Watch]] = []
+        self._order = itertools.count()
+        self._cancelled = 0
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def watch(self, peer: socket.socket, until: float, patience: float) -> Watch:
+        """Shut the socket down when `until` passes on the monotonic clock, unless cancelled."""
+        watch = Watch(peer, until, patience)
+        with self._changed:
+            heapq.heappush(self._heap, (until, next(self._order), watch))
+            if self._thread is None:
+                self._closed = False
+                self._thread = threading.Thread(
+                    target=self._run, name="deltawire-watchdog", daemon=True
+                )
+                self._thread.start()
+            elif self._heap[0][2] is watch:
+                self._changed.notify()
+        return watch
+
+    def cancel(self, watch: Watch) -> None:
+        """Nothing happens to the socket from here on; it may be used for something else."""
+        with self._changed:
+            if watch.peer is not None:
+                watch.peer = None
+                self._cancelled += 1
+                if self._cancelled > max(_MANY, len(self._heap) // 2):
+                    self._heap = [entry for entry in self._heap if entry[2].peer is not None]
+                    heapq.heapify(self._heap)
+                    self._cancelled = 0
+
+    def close(self) -> None:
+        """End the thread. A later watch starts it again."""
+        with self._changed:
+            thread, self._closed = self._thread, True
+            self._changed.notify()
+        if thread is not None:
+            thread.join()
+
+    def _run(self) -> None:
+        with self._changed:
+            idle_until = time.monotonic() + _LINGER
+            while not self._closed:
+                now = time.monotonic()
+                while self._heap and (self._heap[0][2].peer is None or self._heap[0][0] <= now):
+                    self._look_at(heapq.heappop(self._heap)[2], now)
+                if self._heap:
+                    idle_until = now + _LINGER
+                    self._changed.wait(min(self._heap[0][0] - now, threading.TIMEOUT_MAX))
+                elif now < idle_until:
+                    self._changed.wait(idle_until - now)
+                else:
+                    break
+            self._thread = None
+
+    def _look_at(self, watch: Watch, now: float) -> None:
+        if watch.peer is None:
+            self._cancelled = max(0, self._cancelled - 1)
+        elif watch.until > now:
+            again = min(watch.until, now + watch.patience)
+            heapq.heappush(self._heap, (again, next(self._order), watch))
+        else:
+            watch.fired = True
+            with contextlib.suppress(OSError):
+                # Not the TLS socket's own method, which takes its session from under the reader.
+                socket.socket.shutdown(watch.peer, socket.SHUT_RDWR)
+            watch.peer = None
