@@ -6,9 +6,14 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks import core, linear, request
+from benchmarks import core, linear, request, transports
 
-BENCHMARKS = {"core": core.run, "linear": linear.run, "request": request.run}
+BENCHMARKS = {
+    "core": core.run,
+    "linear": linear.run,
+    "request": request.run,
+    "transports": transports.run,
+}
 
 
 def main() -> None:

@@ -77,6 +77,12 @@ def test_examples_run_and_print_what_they_say(
         assert ("".join(said), end) == ("Hello there.", "[DONE]")
 
 
+def test_the_example_with_h11_is_the_one_that_is_tested() -> None:
+    assert (README.parent / "examples" / "h11_socket.py").read_text() in [
+        body for kind, body in BLOCKS if kind == "python"
+    ]
+
+
 def test_the_shell_example_names_a_command_and_options_that_exist() -> None:
     shell, _ = [body for kind, body in BLOCKS if kind == "sh"]
     command = shell.rpartition("| ")[2].split()

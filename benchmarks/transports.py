@@ -1,0 +1,181 @@
+"""What a transport adds to bare httpx reading the same stream: `python -m benchmarks transports`.
+
+A server in a process of its own sends one event of 2,000 in each TCP segment and gives the reader
+time to be idle in between, so that each event is a read of its own. Every contender reads it once
+in every round, in turn, so that a busy neighbour slows all of them; time is that of this process
+(`time.process_time_ns`). httpx has the timeouts that it has by default; the transports have theirs.
+The bar is on the frames as they go out, `stream_wire`, and on the chunks
+of `stream`, both with all that the core does for an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import multiprocessing
+import socket
+import statistics
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Final
+
+import httpx
+import trio
+
+from benchmarks.core import DELTAS, kinds
+from deltawire.transports import AsyncioTransport, SyncTransport, TrioTransport
+
+BAR: Final = 1.15
+# Longer than any contender takes for an event.
+PACE: Final = 0.0003
+
+REQUEST: Final = {"model": "m", "messages": [{"role": "user", "content": "Hello"}], "stream": True}
+HEAD: Final = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+
+Read = Callable[[str], int]
+AsyncRead = Callable[[str], Awaitable[int]]
+
+
+def _answer(peer: socket.socket, segments: list[bytes], pace: float) -> None:
+    """Answer every request on this connection with the same segments."""
+    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with peer, contextlib.suppress(ConnectionError):
+        while head := _request_head(peer):
+            length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+            body = head.partition(b"\r\n\r\n")[2]
+            while len(body) < length:
+                body += peer.recv(65536)
+            peer.sendall(HEAD)
+            for segment in segments:
+                peer.sendall(segment)
+                until = time.perf_counter() + pace
+                while time.perf_counter() < until:
+                    pass
+
+
+def _request_head(peer: socket.socket) -> bytes:
+    head = b""
+    while b"\r\n\r\n" not in head:
+        data = peer.recv(65536)
+        if not data:
+            return b""
+        head += data
+    return head
+
+
+def _serve(ports: Any, segments: list[bytes], pace: float) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ports.send(server.getsockname()[1])
+        while True:
+            peer, _ = server.accept()
+            arguments = (peer, segments, pace)
+            threading.Thread(target=_answer, args=arguments, daemon=True).start()
+
+
+@contextlib.contextmanager
+def upstream(frames: list[bytes], pace: float = PACE) -> Iterator[str]:
+    """The base URL of a server that answers with these frames, each in a chunk of its own."""
+    segments = [b"%x\r\n%b\r\n" % (len(frame), frame) for frame in frames] + [b"0\r\n\r\n"]
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.Process(target=_serve, args=(theirs, segments, pace), daemon=True)
+    process.start()
+    try:
+        yield f"http://127.0.0.1:{ours.recv()}/v1"
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _sync(url: str) -> Iterator[dict[str, Callable[[], int]]]:
+    with httpx.Client() as client, SyncTransport(base_url=url) as transport:
+
+        def bare() -> int:
+            with client.stream("POST", f"{url}/responses", json=REQUEST) as answer:
+                return sum(1 for _ in answer.iter_raw())
+
+        def frames() -> int:
+            with transport.stream_wire(REQUEST) as answer:
+                return sum(1 for _ in answer)
+
+        def chunks() -> int:
+            with transport.stream(REQUEST) as answer:
+                return sum(1 for _ in answer)
+
+        yield {"bare httpx": bare, "stream_wire": frames, "stream": chunks}
+
+
+async def _async(
+    url: str, kind: type[AsyncioTransport] | type[TrioTransport], rounds: int
+) -> dict[str, list[float]]:
+    async with httpx.AsyncClient() as client, kind(base_url=url) as transport:
+
+        async def bare() -> int:
+            async with client.stream("POST", f"{url}/responses", json=REQUEST) as answer:
+                return len([None async for _ in answer.aiter_raw()])
+
+        async def frames() -> int:
+            async with transport.stream_wire(REQUEST) as answer:
+                return len([None async for _ in answer])
+
+        async def chunks() -> int:
+            async with transport.stream(REQUEST) as answer:
+                return len([None async for _ in answer])
+
+        contenders = {"bare httpx": bare, "stream_wire": frames, "stream": chunks}
+        times: dict[str, list[float]] = {name: [] for name in contenders}
+        for _ in range(rounds):
+            for name, contender in contenders.items():
+                gc.collect()
+                start = time.process_time_ns()
+                read = await contender()
+                times[name].append((time.process_time_ns() - start) / DELTAS / 1000)
+                assert read >= DELTAS
+        return times
+
+
+def _sync_times(url: str, rounds: int) -> dict[str, list[float]]:
+    for contenders in _sync(url):
+        times: dict[str, list[float]] = {name: [] for name in contenders}
+        for _ in range(rounds):
+            for name, contender in contenders.items():
+                gc.collect()
+                start = time.process_time_ns()
+                read = contender()
+                times[name].append((time.process_time_ns() - start) / DELTAS / 1000)
+                assert read >= DELTAS
+    return times
+
+
+def run(*, quick: bool) -> dict[str, Any]:
+    rounds = 4 if quick else 12
+    figures: dict[str, Any] = {}
+    print("us of CPU per event, one event in a TCP segment")
+    print(f"{'':24}{'min':>9}{'median':>9}{'x bare':>9}")
+    with upstream(kinds()["text"]) as url:
+        for name, times in (
+            ("sync", _sync_times(url, rounds)),
+            ("asyncio", asyncio.run(_async(url, AsyncioTransport, rounds))),
+            ("trio", trio.run(_async, url, TrioTransport, rounds)),
+        ):
+            figures[name] = _show(name, times)
+    return figures
+
+
+def _show(name: str, times: dict[str, list[float]]) -> dict[str, Any]:
+    floor = min(times["bare httpx"])
+    shown = {}
+    for what, all_rounds in times.items():
+        least, median = min(all_rounds), statistics.median(all_rounds)
+        # Of pairs, because neighbours come and go between the rounds.
+        pairs = zip(all_rounds, times["bare httpx"], strict=True)
+        ratio = statistics.median(each / bare for each, bare in pairs)
+        shown[what] = {"min": least, "median": median, "bares": ratio, "floors": least / floor}
+        verdict = ""
+        if what != "bare httpx":
+            verdict = "holds" if ratio <= BAR else f"falls short by {ratio - BAR:.0%}"
+        print(f"{name + ', ' + what:24}{least:9.1f}{median:9.1f}{ratio:9.2f}  {verdict}")
+    return shown
