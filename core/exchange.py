@@ -119,7 +119,8 @@ class Exchange(Generic[Out]):
     jitter: from 0 to 1, at random.
     affinity: calls with the same stay with one account; None: what the request says of its cache
         or conversation.
-    on_attempt: told each attempt when it begins and, the same object, when it is settled.
+    on_attempt: told each attempt when it begins and, the same object, when it is settled; what it
+        gives at the beginning is the `gate` of the step that sends it.
     stream_options: further options of `ChatStream`.
 
     Raises InvalidRequest for a request that nobody could answer, UnsupportedField, if `strict`,
@@ -140,7 +141,7 @@ class Exchange(Generic[Out]):
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
         strict: bool = False,
         affinity: str | None = None,
-        on_attempt: Callable[[Attempt], None] | None = None,
+        on_attempt: Callable[[Attempt], object] | None = None,
         stream_options: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._chat_request = chat_request
@@ -406,9 +407,8 @@ class Exchange(Generic[Out]):
         )
         self.attempts.append(attempt)
         request = self._request(account)
-        self.step = Open(request, self._timeouts.connect)
-        if self._on_attempt is not None:
-            self._on_attempt(attempt)
+        gate = None if self._on_attempt is None else self._on_attempt(attempt)
+        self.step = Open(request, self._timeouts.connect, gate)
 
     def _begin_answer(self, now: float) -> None:
         account = self._current()

@@ -105,10 +105,15 @@ class UpstreamRequest(Struct, frozen=True):
 
 
 class Open(Struct, frozen=True):
-    """Send the request, and report the head of its answer; `connect` in seconds, None: no limit."""
+    """Send the request, and report the head of its answer.
+
+    connect: seconds for a connection; None: no limit. gate: what `on_attempt` gave for the attempt,
+    for a driver that has to wait for it before anything is sent.
+    """
 
     request: UpstreamRequest
     connect: float | None
+    gate: object = None
 
 
 class Read(Struct, frozen=True):

@@ -320,10 +320,9 @@ class Driver:
         told: Told = []
         on_attempt = settings.pop("on_attempt", None)
 
-        def tell(attempt: Attempt) -> None:
+        def tell(attempt: Attempt) -> Any:
             told.append((attempt, attempt.outcome))
-            if on_attempt is not None:
-                on_attempt(attempt)
+            return None if on_attempt is None else on_attempt(attempt)
 
         settings["on_attempt"] = tell
         transport = self.transport(**settings)

@@ -13,7 +13,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,18 @@ import pytest
 import trio
 import trustme
 
-from deltawire import GENERIC, OPENAI, ChatCompletion, Chunk, fold, to_responses_request
+from deltawire import (
+    GENERIC,
+    OPENAI,
+    ChatCompletion,
+    ChatCompletionFold,
+    Chunk,
+    Failure,
+    fold,
+    to_responses_request,
+)
 from deltawire.accounts import Account
-from deltawire.attempts import Policy, Timeouts
+from deltawire.attempts import Attempt, Policy, Timeouts
 from deltawire.errors import (
     InvalidRequest,
     LocalProtocolError,
@@ -105,6 +114,8 @@ FAULTS = json_body({"error": {"message": "Bad.", "type": "t", "param": "p", "cod
 
 # Seconds, where a deadline is to pass.
 SOON = 0.02
+
+EMPTY = ChatCompletionFold().completion
 
 every_driver = pytest.mark.parametrize("driver", DRIVERS, ids=str)
 own_client = pytest.mark.parametrize("driver", OWN_CLIENT, ids=str)
@@ -1046,6 +1057,44 @@ def test_attempts_are_told_when_they_begin_and_when_they_are_settled(
     assert second.first_event is not None
     assert second.duration is not None
     assert second.first_event <= second.duration
+
+
+@every_driver
+def test_nothing_is_sent_before_the_attempt_is_written_down(
+    driver: Driver, upstream: Upstream
+) -> None:
+    upstream.play(stream(ANSWER))
+    written: Future[None] = Future()
+    sent: list[int] = []
+
+    def write() -> None:
+        sent.append(len(upstream.requests))
+        written.set_result(None)
+
+    def begin(attempt: Attempt) -> Future[None] | None:
+        if attempt.outcome is not None:
+            return None
+        # Somebody else writes it, meanwhile.
+        threading.Thread(target=write).start()
+        return written
+
+    result = driver.chunks(REQUEST, base_url=upstream.base_url, on_attempt=begin)
+    assert_whole(result)
+    assert sent == [0]
+
+
+@every_driver
+def test_nothing_is_sent_if_the_attempt_cannot_be_written_down(
+    driver: Driver, upstream: Upstream
+) -> None:
+    upstream.play(stream(ANSWER))
+    written: Future[None] = Future()
+    written.set_exception(NoAccountReady(Failure("The books are closed."), EMPTY))
+    for ask in (driver.chunks, driver.create):
+        result = ask(REQUEST, base_url=upstream.base_url, on_attempt=lambda _: written)
+        assert str(result.error) == "The books are closed."
+        assert result.outcomes == [("default", "cancelled")]
+    assert not upstream.requests
 
 
 # TLS.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, ClassVar, Final, Generic, Protocol, Self, TypeVar, Unpack
@@ -33,7 +34,7 @@ from deltawire.transports.http import (
     content_coding,
     request_arguments,
 )
-from deltawire.transports.settings import NOTHING, Settings, Transport
+from deltawire.transports.settings import NOTHING, OnAttempt, Settings, Transport
 
 Out = TypeVar("Out")
 Item = TypeVar("Item")
@@ -65,6 +66,9 @@ class Runtime(Protocol):
         """What keeps the deadlines of one call."""
 
     async def sleep_until(self, time: float) -> None: ...
+
+    async def done(self, future: Future[Any]) -> None:
+        """Wait for what another thread does. Raises its error."""
 
     def shielded(self) -> AbstractContextManager[object]:
         """Inside, a cancellation that has already come does not interrupt."""
@@ -128,6 +132,8 @@ class _Call(Generic[Out]):
 
     async def _open(self, step: Open) -> Out | None:
         exchange, now = self.exchange, self._runtime.now
+        if isinstance(step.gate, Future):
+            await self._runtime.done(step.gate)
         limit = exchange.limit
         request = self._client.build_request(**request_arguments(step, limit - now()))
         try:
@@ -278,25 +284,45 @@ class AsyncTransport(Transport):
         raise NotImplementedError
 
     def stream(
-        self, chat_request: Mapping[str, Any], *, affinity: str | None = None
+        self,
+        chat_request: Mapping[str, Any],
+        *,
+        affinity: str | None = None,
+        on_attempt: OnAttempt | None = None,
     ) -> AsyncStream[list[Event], Chunk]:
-        """The answer as chunks. `affinity`: calls with the same stay with one account."""
-        return AsyncStream(lambda: self._call(chat_request, AsEvents, affinity), chunks_of)
+        """The answer as chunks.
+
+        affinity: calls with the same stay with one account. on_attempt: in place of the
+        transport's own.
+        """
+        return AsyncStream(
+            lambda: self._call(chat_request, AsEvents, affinity, on_attempt), chunks_of
+        )
 
     def stream_wire(
-        self, chat_request: Mapping[str, Any], *, affinity: str | None = None
+        self,
+        chat_request: Mapping[str, Any],
+        *,
+        affinity: str | None = None,
+        on_attempt: OnAttempt | None = None,
     ) -> AsyncStream[bytes, bytes]:
         """The answer as frames of an event stream, ready to be sent to a Chat client.
 
         A failure before the first frame is raised; a later one is the last frame.
         """
-        return AsyncStream(lambda: self._call(chat_request, AsFrames, affinity), frames_of)
+        return AsyncStream(
+            lambda: self._call(chat_request, AsFrames, affinity, on_attempt), frames_of
+        )
 
     async def create(
-        self, chat_request: Mapping[str, Any], *, affinity: str | None = None
+        self,
+        chat_request: Mapping[str, Any],
+        *,
+        affinity: str | None = None,
+        on_attempt: OnAttempt | None = None,
     ) -> ChatCompletion:
         """The whole answer. Raises UpstreamError and its children, and InvalidRequest."""
-        call = self._call(chat_request, AsCompletion, affinity, WITH_USAGE)
+        call = self._call(chat_request, AsCompletion, affinity, on_attempt, WITH_USAGE)
         try:
             completion = await call.next_output()
             await call.next_output()
@@ -309,11 +335,12 @@ class AsyncTransport(Transport):
         chat_request: Mapping[str, Any],
         rendering: Callable[[ChatStream], Rendering[Out]],
         affinity: str | None,
+        on_attempt: OnAttempt | None,
         options: Mapping[str, Any] = NOTHING,
     ) -> _Call[Out]:
         self._runtime.check()
         now = self._runtime.now()
-        exchange = self._exchange(chat_request, rendering, now, affinity, options)
+        exchange = self._exchange(chat_request, rendering, now, affinity, on_attempt, options)
         return _Call(exchange, self._client, self._library, self._runtime)
 
     async def __aenter__(self) -> Self:

@@ -20,6 +20,7 @@ from deltawire.errors import InvalidSetting
 from deltawire.steps import Open
 
 _NAMES: Final = ("httpx", "httpx2")
+_LEAST_WAIT: Final = 0.001
 # What Python decompresses by itself, piece by piece. Nothing is asked for but plain bytes.
 _DECODED: Final = frozenset({"gzip", "x-gzip", "deflate"})
 
@@ -113,7 +114,8 @@ def library_of(client: object, *, blocking: bool) -> Library:
 def request_arguments(step: Open, wait: float) -> dict[str, Any]:
     """The arguments of `build_request`; `wait` is how many seconds an answer may be waited for."""
     request = step.request
-    read = None if wait == math.inf else max(0.0, wait)
+    # To a socket, no time at all means that it does not block.
+    read = None if wait == math.inf else max(_LEAST_WAIT, wait)
     return {
         "method": request.method,
         "url": request.url,

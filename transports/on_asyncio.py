@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Generator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from types import coroutine
 from typing import Any, ClassVar, TypeVar
@@ -62,6 +63,9 @@ class AsyncioRuntime:
 
     async def sleep_until(self, time: float) -> None:
         await asyncio.sleep(max(0.0, time - self.now()))
+
+    async def done(self, future: Future[Any]) -> None:
+        await asyncio.wrap_future(future)
 
     def shielded(self) -> AbstractContextManager[object]:
         # asyncio's own cancellation comes once, but that of anyio's scopes again and again.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import trio
 
@@ -60,6 +61,12 @@ class TrioRuntime:
 
     async def sleep_until(self, time: float) -> None:
         await trio.sleep_until(time)
+
+    async def done(self, future: Future[Any]) -> None:
+        event, token = trio.Event(), trio.lowlevel.current_trio_token()
+        future.add_done_callback(lambda _: token.run_sync_soon(event.set))
+        await event.wait()
+        future.result()
 
     def shielded(self) -> AbstractContextManager[object]:
         # Closing what is closed does not wait for the peer; draining has its own deadline.

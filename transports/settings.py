@@ -11,6 +11,7 @@ import ssl
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -29,6 +30,8 @@ from deltawire.stream import ChatStream
 from deltawire.transports.http import Library, installed_library, library_of
 
 Out = TypeVar("Out")
+
+OnAttempt = Callable[[Attempt], "Future[Any] | None"]
 
 Verify = bool | str | ssl.SSLContext
 Cert = str | tuple[str, str] | tuple[str, str, str]
@@ -55,7 +58,7 @@ class Settings(TypedDict, total=False):
     verify: Verify
     cert: Cert | None
     client: Any
-    on_attempt: Callable[[Attempt], None] | None
+    on_attempt: OnAttempt | None
     stream_options: Mapping[str, Any]
 
 
@@ -77,7 +80,9 @@ class Transport:
     cert: the client's certificate: a file, or (file, key file), or with the key's password.
     client: an `httpx` or `httpx2` client of the caller's own, in place of the last six settings;
         it is not closed here.
-    on_attempt: told each attempt when it begins and, the same object, when it is settled.
+    on_attempt: told each attempt when it begins and, the same object, when it is settled. If it
+        gives a `concurrent.futures.Future` at the beginning, nothing is sent before that is done,
+        and nothing at all if it fails, with its error.
     stream_options: further options of `ChatStream`.
     """
 
@@ -103,7 +108,7 @@ class Transport:
         verify: Verify = True,
         cert: Cert | None = None,
         client: Any = None,
-        on_attempt: Callable[[Attempt], None] | None = None,
+        on_attempt: OnAttempt | None = None,
         stream_options: Mapping[str, Any] = NOTHING,
     ) -> None:
         own_headers = tuple(headers.items() if isinstance(headers, Mapping) else headers)
@@ -196,6 +201,7 @@ class Transport:
         rendering: Callable[[ChatStream], Rendering[Out]],
         now: float,
         affinity: str | None,
+        on_attempt: OnAttempt | None,
         options: Mapping[str, Any] = NOTHING,
     ) -> Exchange[Out]:
         return Exchange(
@@ -210,7 +216,7 @@ class Transport:
             timeouts=self._timeouts,
             strict=self._strict,
             affinity=affinity,
-            on_attempt=self._on_attempt,
+            on_attempt=on_attempt or self._on_attempt,
             stream_options={**self._stream_options, **options},
         )
 

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Self, TypeVar, Unpack
@@ -35,8 +36,8 @@ from deltawire.transports.http import (
     content_coding,
     request_arguments,
 )
-from deltawire.transports.settings import NOTHING, Settings, Transport
-from deltawire.transports.watchdog import Watch, Watchdog
+from deltawire.transports.settings import NOTHING, OnAttempt, Settings, Transport
+from deltawire.transports.watchdog import Watch, Watchdog, shut_down
 
 Out = TypeVar("Out")
 Item = TypeVar("Item")
@@ -59,6 +60,9 @@ class _Call(Generic[Out]):
         self._decompressor: Decompressor | None = None
         self._peer: socket.socket | None = None
         self._watch: Watch | None = None
+        # The peer is only another thread's to shut down while it is this call's.
+        self._parting = threading.Lock()
+        self._hung_up = threading.Event()
         # Of the phase that is watched over; no limit equals this one.
         self._limit = math.nan
 
@@ -66,6 +70,8 @@ class _Call(Generic[Out]):
         """What is to be handed out next; None once there is no more."""
         exchange = self.exchange
         while True:
+            if self._hung_up.is_set():
+                exchange.leave(_now())
             step = exchange.step
             if isinstance(step, Read):
                 out = self._read()
@@ -75,8 +81,8 @@ class _Call(Generic[Out]):
                 self._close()
                 out = None
             elif isinstance(step, Wait):
-                time.sleep(max(0.0, step.until - _now()))
-                out = exchange.waited(_now())
+                hung_up = self._hung_up.wait(max(0.0, step.until - _now()))
+                out = None if hung_up else exchange.waited(_now())
             else:
                 return None
             if out:
@@ -88,8 +94,17 @@ class _Call(Generic[Out]):
         while self.next_output() is not None:
             pass
 
+    def hang_up(self) -> None:
+        """Make the thread that is in `next_output` leave; to be called by another one."""
+        with self._parting:
+            self._hung_up.set()
+            if self._peer is not None:
+                shut_down(self._peer)
+
     def _open(self, step: Open) -> Out | None:
         exchange = self.exchange
+        if isinstance(step.gate, Future):
+            step.gate.result()
         wait = exchange.limit - _now()
         request = self._client.build_request(**request_arguments(step, wait))
         try:
@@ -105,7 +120,8 @@ class _Call(Generic[Out]):
         self._body = iter(answer.stream)
         self._decompressor = None if coding is None else Decompressor(coding)
         network = answer.extensions.get("network_stream")
-        self._peer = network and network.get_extra_info("socket")
+        with self._parting:
+            self._peer = network and network.get_extra_info("socket")
         # httpx looks at this once more, when the reading of the body begins.
         request.extensions["timeout"]["read"] = exchange.idle if self._peer is None else None
         return out
@@ -124,6 +140,8 @@ class _Call(Generic[Out]):
             data = next(self._body, None)
         except self._library.RequestError as error:
             return self._went_wrong(error, None)
+        if self._hung_up.is_set():
+            return None
         if watch is not None:
             # The caller may take its time with what it is given.
             watch.until = math.inf
@@ -137,14 +155,18 @@ class _Call(Generic[Out]):
         return exchange.receive_data(data, _now())
 
     def _went_wrong(self, error: Exception, step: Open | None) -> Out | None:
-        hung_up = self._watch is not None and self._watch.fired
-        if hung_up or self._library.is_timeout(error):
+        if self._hung_up.is_set():
+            return None
+        too_late = self._watch is not None and self._watch.fired
+        if too_late or self._library.is_timeout(error):
             return self.exchange.receive_timeout(_now(), self._library.lateness(error, step))
         return self.exchange.receive_break(self._library.reason(error, step), _now())
 
     def _close(self) -> None:
         self._unwatch()
         self._limit = math.nan
+        with self._parting:
+            self._peer = None
         try:
             if self._answer is not None:
                 self._answer.close()
@@ -152,7 +174,7 @@ class _Call(Generic[Out]):
             # A connection that cannot be closed in good manners is closed all the same.
             pass
         finally:
-            self._answer = self._peer = None
+            self._answer = None
             self.exchange.closed(_now())
 
     def _enter_phase(self, now: float) -> None:
@@ -170,6 +192,12 @@ class _Call(Generic[Out]):
             self._watch = None
 
 
+def _completion_of(
+    exchange: Exchange[ChatCompletion | None], completion: ChatCompletion | None
+) -> Iterator[ChatCompletion]:
+    yield whole(exchange, completion)
+
+
 class SyncStream(Answer[Out], Generic[Out, Item]):
     """The answer to one call, item by item; nothing is sent before the first is asked for.
 
@@ -183,16 +211,24 @@ class SyncStream(Answer[Out], Generic[Out, Item]):
         items: Callable[[Exchange[Out], Out], Iterable[Item]],
     ) -> None:
         super().__init__()
-        self._iterator = self._iterate(begin, items, self._begun)
+        self._calls: list[_Call[Out]] = []
+        self._unwanted = threading.Event()
+        self._iterator = self._iterate(begin, items, self._begun, self._calls, self._unwanted)
 
     @staticmethod
     def _iterate(
         begin: Callable[[], _Call[Out]],
         items: Callable[[Exchange[Out], Out], Iterable[Item]],
         begun: list[Exchange[Out]],
+        calls: list[_Call[Out]],
+        unwanted: threading.Event,
     ) -> Generator[Item, None, None]:
         call = begin()
         begun.append(call.exchange)
+        calls.append(call)
+        # Whoever hangs up looks the other way round, so that one of the two sees the other.
+        if unwanted.is_set():
+            call.hang_up()
         try:
             while (out := call.next_output()) is not None:
                 yield from items(call.exchange, out)
@@ -221,6 +257,17 @@ class SyncStream(Answer[Out], Generic[Out, Item]):
         """Hang up on upstream, or drain it, as the policy says. May be called again."""
         self._iterator.close()
 
+    def hang_up(self) -> None:
+        """End the iteration, from another thread than the one that may be blocked in it.
+
+        It ends without an error, its last attempt `cancelled`; nothing is drained. Until the head
+        of an answer is there, httpx shows no socket that could be shut down: who waits for that
+        goes on waiting, until it comes or a timeout passes, and leaves then. May be called again.
+        """
+        self._unwanted.set()
+        for call in self._calls:
+            call.hang_up()
+
 
 class SyncTransport(Transport):
     """Chat Completions by a Responses upstream, over blocking sockets.
@@ -240,25 +287,61 @@ class SyncTransport(Transport):
         return threading.Lock()
 
     def stream(
-        self, chat_request: Mapping[str, Any], *, affinity: str | None = None
+        self,
+        chat_request: Mapping[str, Any],
+        *,
+        affinity: str | None = None,
+        on_attempt: OnAttempt | None = None,
     ) -> SyncStream[list[Event], Chunk]:
-        """The answer as chunks. `affinity`: calls with the same stay with one account."""
-        return SyncStream(lambda: self._call(chat_request, AsEvents, affinity), chunks_of)
+        """The answer as chunks.
+
+        affinity: calls with the same stay with one account. on_attempt: in place of the
+        transport's own.
+        """
+        return SyncStream(
+            lambda: self._call(chat_request, AsEvents, affinity, on_attempt), chunks_of
+        )
 
     def stream_wire(
-        self, chat_request: Mapping[str, Any], *, affinity: str | None = None
+        self,
+        chat_request: Mapping[str, Any],
+        *,
+        affinity: str | None = None,
+        on_attempt: OnAttempt | None = None,
     ) -> SyncStream[bytes, bytes]:
         """The answer as frames of an event stream, ready to be sent to a Chat client.
 
         A failure before the first frame is raised; a later one is the last frame.
         """
-        return SyncStream(lambda: self._call(chat_request, AsFrames, affinity), frames_of)
+        return SyncStream(
+            lambda: self._call(chat_request, AsFrames, affinity, on_attempt), frames_of
+        )
+
+    def stream_completion(
+        self,
+        chat_request: Mapping[str, Any],
+        *,
+        affinity: str | None = None,
+        on_attempt: OnAttempt | None = None,
+    ) -> SyncStream[ChatCompletion | None, ChatCompletion]:
+        """The whole answer as the only item, for who has to be able to hang up on it.
+
+        Failures are raised.
+        """
+        return SyncStream(
+            lambda: self._call(chat_request, AsCompletion, affinity, on_attempt, WITH_USAGE),
+            _completion_of,
+        )
 
     def create(
-        self, chat_request: Mapping[str, Any], *, affinity: str | None = None
+        self,
+        chat_request: Mapping[str, Any],
+        *,
+        affinity: str | None = None,
+        on_attempt: OnAttempt | None = None,
     ) -> ChatCompletion:
         """The whole answer. Raises UpstreamError and its children, and InvalidRequest."""
-        call = self._call(chat_request, AsCompletion, affinity, WITH_USAGE)
+        call = self._call(chat_request, AsCompletion, affinity, on_attempt, WITH_USAGE)
         try:
             completion = call.next_output()
             call.next_output()
@@ -271,9 +354,10 @@ class SyncTransport(Transport):
         chat_request: Mapping[str, Any],
         rendering: Callable[[ChatStream], Rendering[Out]],
         affinity: str | None,
+        on_attempt: OnAttempt | None,
         options: Mapping[str, Any] = NOTHING,
     ) -> _Call[Out]:
-        exchange = self._exchange(chat_request, rendering, _now(), affinity, options)
+        exchange = self._exchange(chat_request, rendering, _now(), affinity, on_attempt, options)
         return _Call(exchange, self._client, self._library, self._watchdog)
 
     def __enter__(self) -> Self:

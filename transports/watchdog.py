@@ -106,7 +106,12 @@ class Watchdog:
             heapq.heappush(self._heap, (again, next(self._order), watch))
         else:
             watch.fired = True
-            with contextlib.suppress(OSError):
-                # Not the TLS socket's own method, which takes its session from under the reader.
-                socket.socket.shutdown(watch.peer, socket.SHUT_RDWR)
+            shut_down(watch.peer)
             watch.peer = None
+
+
+def shut_down(peer: socket.socket) -> None:
+    """End a read that another thread is blocked in."""
+    with contextlib.suppress(OSError):
+        # Not the TLS socket's own method, which takes its session from under the reader.
+        socket.socket.shutdown(peer, socket.SHUT_RDWR)
