@@ -1,0 +1,513 @@
+"""`HTTPConnection`: the server's side of one HTTP/1.1 connection, without I/O.
+
+What may live here: bytes to requests, answers to bytes, and when a connection has to end. What may
+not: sockets, clocks, routes, and what an answer says. Callers: the asyncio, trio and threaded
+drivers, all three in the same way:
+
+    feed     `receive_data()`, then `next_request()`; write what `data_to_send()` has
+    answer   `respond()`, or `begin()`, `frame()`..., `end()`; then `next_request()` again, since
+             the next one may have come already
+    end      close once `phase` is CLOSED and what was given out is written
+
+Theory of operation
+-------------------
+h11 parses heads, writes heads, and knows whether a connection may be kept. It gets whole messages
+only: the bytes wait in a buffer of ours until a head is complete, so that no limit depends on how
+the network sliced them. A body is collected here and told to h11 at its end. Chunks are read by
+`_chunked`, which is stricter than h11 (no space after a size, no line over MAX_CHUNK_LINE), and
+h11 is told an empty chunked body with the trailers in their place: it keeps no body anyway.
+
+The frames of a streamed answer are written by hand between h11's Response and EndOfMessage: h11
+takes 6 us for a chunk, `frame()` 0.3. That h11 would have written the same is a law in the tests.
+
+                 a byte          head read         body read
+    IDLE ---------------> HEAD ------------> BODY -----------> ANSWERING ---> CLOSED
+     ^                     |                  |                 ^   |
+     |                     '------ refused ---'-----------------'   |  answered, and to be kept
+     '--------------------------------------------------------------'
+
+One request is answered at a time. What comes meanwhile waits, up to MAX_PIPELINED bytes; of more
+nothing is kept, and the connection ends after the present answer, as RFC 9112 9.3.2 lets it. So a
+driver never has to stop reading for the sake of memory, and while it reads it sees a FIN: that is
+how a client's leaving shows, and it would be hidden behind bytes that nobody reads.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Callable, Generator, Iterable
+from http import HTTPStatus
+from typing import Final, NoReturn
+
+import h11
+from msgspec import Struct
+from msgspec.structs import replace
+
+from deltawire.errors import LocalProtocolError
+
+MAX_REQUEST_LINE: Final = 8192
+"""Bytes; RFC 9112 3 asks for 8000 at least. Apache has 8190, nginx 8192."""
+MAX_FIELDS: Final = 100
+"""Header fields in a head, as Apache and gunicorn have it; h11 takes 3 us for each."""
+MAX_CHUNK_LINE: Final = 256
+"""Bytes of a chunk's size and its extensions, which nobody reads."""
+MAX_PIPELINED: Final = 64 * 1024
+"""Bytes that wait behind a request while it is answered."""
+
+_BLANK_LINE: Final = re.compile(rb"\n\r?\n")  # where h11 sees the end of a head
+_ODD: Final = re.compile(rb"[\0-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)|\n[ \t]")
+_CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t -~]*)?")
+_ABSOLUTE: Final = re.compile(r"https?://([^/?#]+)(/[^?]*)?(?:\?(.*))?", re.IGNORECASE)
+_HOST: Final = re.compile(r"(?:[-\w.~!$&'()*+,;=%]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?", re.ASCII)
+# Fields that are no lists: two of them would be one that nobody sent (RFC 9110 5.3).
+_SINGLE: Final = frozenset({"authorization", "content-type"})
+_OWN_FIELDS: Final = frozenset({"connection", "content-length", "date", "transfer-encoding"})
+_REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
+_BODILESS: Final = frozenset({204, 304})
+
+Headers = Iterable[tuple[str, str]]
+# Stands where the bytes ended; at last gives the body, and what h11 is told in its place.
+_BodyReader = Generator[None, None, tuple[bytes, bytes]]
+
+
+class Phase(enum.Enum):
+    """What the driver waits for; bound each by the time since it began, not since the last byte."""
+
+    IDLE = "idle"
+    """The first byte of a request. May be closed at any time without a word."""
+    HEAD = "head"
+    """The rest of a head. What takes too long is answered with `respond(408, ...)`."""
+    BODY = "body"
+    """The rest of a body. What takes too long is answered with `respond(408, ...)`."""
+    ANSWERING = "answering"
+    """The caller's answer. `peer_closed` says whether anybody still wants it."""
+    CLOSED = "closed"
+    """Nothing: close the connection, after what was given out is written."""
+
+
+class Request(Struct, frozen=True):
+    """One whole request. Headers and body may hold secrets and are not shown."""
+
+    method: str
+    path: str
+    """As sent, percent-encoding included; `*` in `OPTIONS *`."""
+    query: str
+    """As sent, without the question mark."""
+    headers: dict[str, str]
+    """Lower-case names; several fields of one name are joined by commas."""
+    body: bytes
+    http_version: str
+    """`1.0` or `1.1`."""
+
+    def __repr__(self) -> str:
+        return f"Request({self.method} {self.path}, {len(self.body)} bytes)"
+
+
+class Refused(Struct, frozen=True):
+    """A request that is not to be had; `respond()` with that status, and it was the last.
+
+    `reason` says what was wrong and repeats no header's value. The client may still be sending:
+    to close at once would reset the connection under the answer. Shut down the writing side, and
+    go on reading (`receive_data()` forgets it all) for a second or two before closing.
+    """
+
+    status: int
+    reason: str
+
+
+class _Refusal(Exception):
+    """Carries a Refused to `next_request`."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        self.refused = Refused(status, reason)
+
+
+def _refuse(status: int, reason: str) -> NoReturn:
+    raise _Refusal(status, reason)
+
+
+class _Framing(enum.Enum):
+    """How the body of a streamed answer is delimited."""
+
+    CHUNKED = "chunked"
+    """By its last chunk."""
+    CLOSE = "close"
+    """By the end of the connection: HTTP/1.0."""
+    NONE = "none"
+    """There is no body: an answer to HEAD, or a status without one."""
+
+
+class HTTPConnection:
+    """One connection from a client. It raises LocalProtocolError and nothing else.
+
+    max_head: bytes of a request line and its headers, and of a chunked body's trailers.
+    max_body: bytes of a request's body, without its chunks' framing.
+    date: gives the value of the Date header, such as `email.utils.formatdate(usegmt=True)`.
+    """
+
+    def __init__(self, *, max_head: int, max_body: int, date: Callable[[], str]) -> None:
+        self._max_head = max_head
+        self._max_body = max_body
+        self._date = date
+        self._h11 = h11.Connection(h11.SERVER)
+        self._phase = Phase.IDLE
+        self._received = bytearray()
+        self._searched = 0
+        self._blank_line_seen = False
+        self._request: Request | None = None
+        self._body: _BodyReader | None = None
+        self._to_send = b""
+        self._is_head = False
+        self._is_old = False
+        self._framing: _Framing | None = None
+
+        self.keep_alive = True
+        """Set it to False to end the connection after the present answer."""
+        self.peer_closed = False
+        """The client sent FIN. One whose request is being answered is taken to have left."""
+
+    @property
+    def phase(self) -> Phase:
+        """What the driver waits for."""
+        if self._phase is Phase.IDLE and self._received:
+            return Phase.HEAD
+        return self._phase
+
+    # What comes in.
+
+    def receive_data(self, data: bytes) -> None:
+        """Bytes from the client. Call `next_request` after each, and read on in every phase."""
+        if self._phase is Phase.CLOSED:
+            return
+        if self._phase is not Phase.ANSWERING:
+            self._received += data
+        elif self.keep_alive:
+            self._received += data[: MAX_PIPELINED + 1 - len(self._received)]
+            self._bound_pipelined()
+
+    def receive_eof(self) -> None:
+        """The client's FIN. A request that is not whole by now never will be."""
+        self.peer_closed = True
+        self.keep_alive = False
+        if self._phase is not Phase.ANSWERING:
+            self._close()
+
+    def next_request(self) -> Request | Refused | None:
+        """The next request once it is whole; None: not yet, or the one before is unanswered."""
+        if self._phase is Phase.ANSWERING or self._phase is Phase.CLOSED:
+            return None
+        try:
+            return self._read_request()
+        except _Refusal as refusal:
+            refused = refusal.refused
+        except h11.RemoteProtocolError as error:
+            # What h11 quotes may be a key, if only a misspelled one.
+            reason = str(error).partition(": bytearray(")[0]
+            refused = Refused(error.error_status_hint, reason)
+        self.keep_alive = False
+        self._phase = Phase.ANSWERING
+        self._request = self._body = None
+        return refused
+
+    def _read_request(self) -> Request | None:
+        if self._request is None or self._body is None:
+            head = self._read_head()
+            if head is None:
+                return None
+            self._request, self._body = self._open(head)
+            self._phase = Phase.BODY
+        try:
+            next(self._body)
+        except StopIteration as stop:
+            content, told = stop.value
+        else:
+            return None
+        if told:  # to h11, nothing is the end of the connection
+            self._h11.receive_data(told)
+        while not isinstance(event := self._h11.next_event(), h11.EndOfMessage):
+            assert isinstance(event, h11.Data)
+        request = replace(self._request, body=content)
+        self._request = self._body = None
+        self._phase = Phase.ANSWERING
+        self._bound_pipelined()
+        return request
+
+    def _read_head(self) -> h11.Request | None:
+        received = self._received
+        # RFC 9112 2.2: an empty line before a request is not held against the client.
+        if not self._blank_line_seen and received.startswith(b"\r\n"):
+            self._blank_line_seen = True
+            del received[:2]
+        if not received or (received == b"\r" and not self._blank_line_seen):
+            return None
+        if received[0] <= ord(" "):
+            _refuse(400, f"a request begins with its method, not 0x{received[0]:02x} (TLS?)")
+        longest = min(MAX_REQUEST_LINE, self._max_head)
+        if len(received) >= longest and received.find(b"\n", 0, longest) < 0:
+            _refuse(414, f"the request line is longer than {longest} bytes")
+        blank_line = _BLANK_LINE.search(received, self._searched)
+        end = len(received) if blank_line is None else blank_line.end()
+        if end > self._max_head:
+            _refuse(431, f"the head of the request is longer than {self._max_head} bytes")
+        if blank_line is None:
+            self._searched = max(0, end - 2)
+            return None
+        head = bytes(received[:end])
+        if head.count(b"\n") - 2 > MAX_FIELDS:
+            _refuse(431, f"the head of the request has more than {MAX_FIELDS} fields")
+        _refuse_odd(head, "the head")
+        self._h11.receive_data(head)
+        request = self._h11.next_event()
+        assert isinstance(request, h11.Request)
+        # Not before it was parsed: an answer to what cannot be looks here for HEAD.
+        del received[:end]
+        self._searched = 0
+        self._blank_line_seen = False
+        return request
+
+    def _open(self, head: h11.Request) -> tuple[Request, _BodyReader]:
+        """The request without its body, and what will collect that."""
+        method, version = head.method.decode(), head.http_version.decode()
+        self._is_head = method == "HEAD"
+        self._is_old = version < "1.1"
+        if version not in ("1.0", "1.1"):
+            _refuse(505, f"HTTP/{version} is not spoken here, HTTP/1.1 is")
+        if method == "CONNECT":
+            _refuse(501, "this is no proxy: CONNECT is not implemented")
+        headers = _joined(head.headers)
+        # h11's state does not say so while the client also proposes an upgrade.
+        options = headers.get("connection", "").lower().split(",")
+        if self._is_old or "close" in map(str.strip, options):
+            self.keep_alive = False
+        host, path, query = _target(method, head.target.decode())
+        if host is not None:
+            headers["host"] = host
+        if not _HOST.fullmatch(headers.get("host", "")):
+            _refuse(400, "the host of the request is no host")
+        length = int(headers.get("content-length", "0"))
+        chunked = "transfer-encoding" in headers
+        if chunked and "content-length" in headers:
+            _refuse(400, "a request has Content-Length or Transfer-Encoding, not both")
+        if chunked and self._is_old:
+            _refuse(400, "Transfer-Encoding is not for HTTP/1.0")
+        if length > self._max_body:
+            _refuse(413, f"the body has {length} bytes, {self._max_body} are allowed")
+        if "expect" in headers and not self._is_old:
+            if headers["expect"].lower() != "100-continue":
+                _refuse(417, "the only expectation that can be met is 100-continue")
+            if chunked or length:
+                go_on = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
+                self._to_send = self._send(go_on)
+        body = (
+            _chunked(self._received, self._max_body, self._max_head)
+            if chunked
+            else _sized(self._received, length)
+        )
+        return Request(method, path, query, headers, b"", version), body
+
+    def _bound_pipelined(self) -> None:
+        if len(self._received) > MAX_PIPELINED:
+            self.keep_alive = False
+        if not self.keep_alive:
+            self._received.clear()
+
+    # What goes out.
+
+    def data_to_send(self) -> bytes:
+        """What the connection itself has to say: 100 Continue. An answer brings it along, too."""
+        data, self._to_send = self._to_send, b""
+        return data
+
+    def respond(self, status: int, headers: Headers, body: bytes = b"") -> bytes:
+        """A whole answer; the body is left out where there is none, as after HEAD.
+
+        In any phase but CLOSED; before the request is whole, it is the last one (408, 503).
+        """
+        if self._framing is not None or self._phase is Phase.CLOSED:
+            raise LocalProtocolError("respond() after the answer was begun, or all was said")
+        if self._phase is not Phase.ANSWERING:
+            self.keep_alive = False
+        if self._h11.our_state is h11.IDLE:
+            self._is_head = self._received.startswith(b"HEAD ")
+            # h11 did not see it was HEAD, and would miss the body.
+            body = b"" if self._is_head else body
+        bodiless = status in _BODILESS
+        length = [] if bodiless else [("content-length", str(len(body)))]
+        data = self._send_head(status, headers, length)
+        if body and not (bodiless or self._is_head):
+            data += self._send(h11.Data(data=body))
+        data += self._send(h11.EndOfMessage())
+        self._finish()
+        return data
+
+    def begin(self, status: int, headers: Headers) -> bytes:
+        """The head of an answer whose body follows in frames."""
+        if self._h11.our_state is not h11.SEND_RESPONSE or self._phase is not Phase.ANSWERING:
+            raise LocalProtocolError("begin() without a request, or twice for one")
+        data = self._send_head(status, headers, [])
+        if self._is_head or status in _BODILESS:
+            self._framing = _Framing.NONE
+        else:
+            self._framing = _Framing.CLOSE if self._is_old else _Framing.CHUNKED
+        return data
+
+    def frame(self, data: bytes) -> bytes:
+        """A piece of the body as it goes over the wire; nothing for nothing."""
+        if self._framing is _Framing.CHUNKED:
+            # An empty chunk would be the last one.
+            return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+        if self._framing is None:
+            raise LocalProtocolError("frame() or end() before begin()")
+        return data if self._framing is _Framing.CLOSE else b""
+
+    def end(self, data: bytes = b"") -> bytes:
+        """The last piece of the body, if any, and its end: one write."""
+        last = self.frame(data) + self._send(h11.EndOfMessage())
+        self._finish()
+        return last
+
+    def abort(self) -> None:
+        """Give the connection up. An answer stays without its end, so that nobody takes it for one.
+
+        Over HTTP/1.0 the end of the connection is the end of the body: only a reset says more.
+        """
+        self._h11.send_failed()
+        self._close()
+
+    def _send_head(self, status: int, headers: Headers, own: list[tuple[str, str]]) -> bytes:
+        fields = list(headers)
+        for name, _ in fields:
+            if name.lower() in _OWN_FIELDS:
+                raise LocalProtocolError(f"the header {name!r} is the connection's own")
+        own = [*own, ("date", self._date())]
+        if not self.keep_alive:
+            own.append(("connection", "close"))
+        reason = _REASONS.get(status, "")
+        try:
+            response = h11.Response(status_code=status, headers=[*fields, *own], reason=reason)
+        except (h11.LocalProtocolError, UnicodeEncodeError):
+            raise LocalProtocolError(_unsendable(status, fields)) from None
+        return self.data_to_send() + self._send(response)
+
+    def _send(self, event: h11.Event) -> bytes:
+        try:
+            return self._h11.send(event) or b""
+        except h11.LocalProtocolError as error:
+            raise LocalProtocolError(str(error)) from None
+
+    def _finish(self) -> None:
+        self._framing = None
+        if not self.keep_alive or self._h11.our_state is not h11.DONE:
+            self._close()
+            return
+        self._h11.start_next_cycle()
+        self._phase = Phase.IDLE
+
+    def _close(self) -> None:
+        self._phase = Phase.CLOSED
+        self._framing = None
+        self._received.clear()
+        self._request = self._body = None
+
+
+def _sized(received: bytearray, length: int) -> _BodyReader:
+    """Collects a body whose length was announced; h11 is told it as it is."""
+    content = bytearray()
+    while _move(received, content, length - len(content)):
+        yield
+    return bytes(content), bytes(content)
+
+
+def _chunked(received: bytearray, max_body: int, max_trailers: int) -> _BodyReader:
+    """Collects a chunked body; h11 is told an empty one, with the trailers, and checks those.
+
+    Lines end in CRLF here: what another reader takes for data would be smuggled.
+    """
+    content, trailers = bytearray(), bytearray()
+    while size := _chunk_size((yield from _line(received, MAX_CHUNK_LINE, 400, "a chunk's size"))):
+        whole = len(content) + size
+        if whole > max_body:
+            _refuse(413, f"the body has more than the allowed {max_body} bytes")
+        while _move(received, content, whole - len(content)):
+            yield
+        yield from _line(received, 0, 400, "behind the data of a chunk")
+    while line := (yield from _line(received, max_trailers - len(trailers), 431, "the trailers")):
+        trailers += line + b"\r\n"
+    _refuse_odd(bytes(trailers), "the trailers")
+    return bytes(content), b"0\r\n%b\r\n" % bytes(trailers)
+
+
+def _move(source: bytearray, target: bytearray, wanted: int) -> int:
+    """Move so many bytes, or as many as there are; how many are still wanted."""
+    taken = source[:wanted]
+    del source[:wanted]
+    target += taken
+    return wanted - len(taken)
+
+
+def _line(received: bytearray, most: int, status: int, what: str) -> Generator[None, None, bytes]:
+    """The next line, without its end; refused with that status if it has more bytes than `most`."""
+    while (end := received.find(b"\n", 0, most + 2)) < 0:
+        if len(received) >= most + 2:
+            _refuse(status, f"{what}: more than {most} bytes")
+        yield
+    line = bytes(received[: end + 1])
+    if not line.endswith(b"\r\n"):
+        _refuse(400, f"{what}: a line that ends in LF alone")
+    del received[: end + 1]
+    return line[:-2]
+
+
+def _chunk_size(line: bytes) -> int:
+    match = _CHUNK_SIZE.fullmatch(line)
+    if match is None:
+        _refuse(400, "a chunk's size: no hexadecimal number")
+    return int(match[1], 16)
+
+
+def _refuse_odd(head: bytes, what: str) -> None:
+    """Refuse what h11 lets pass: control characters, and fields that are folded."""
+    odd = _ODD.search(head)
+    if odd is None:
+        return
+    line = head.count(b"\n", 0, odd.start()) + 1
+    if odd[0][:1] == b"\n":
+        _refuse(400, f"line {line + 1} of {what} is folded (it begins with a space or tab)")
+    _refuse(400, f"line {line} of {what} has the control character 0x{odd[0][0]:02x}")
+
+
+def _joined(fields: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in fields:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        if name not in headers:
+            headers[name] = value
+        elif name in _SINGLE:
+            _refuse(400, f"the header {name!r} is there twice")
+        else:
+            headers[name] += ("; " if name == "cookie" else ", ") + value
+    return headers
+
+
+def _target(method: str, target: str) -> tuple[str | None, str, str]:
+    """Host (None: the header says it), path and query."""
+    if target.startswith("/"):
+        path, _, query = target.partition("?")
+        return None, path, query
+    if target == "*" and method == "OPTIONS":
+        return None, target, ""
+    absolute = _ABSOLUTE.fullmatch(target)
+    if absolute is None:
+        _refuse(400, "the target of a request is a path or an http URL")
+    return absolute[1], absolute[2] or "/", absolute[3] or ""
+
+
+def _unsendable(status: int, fields: list[tuple[str, str]]) -> str:
+    """Why h11 does not take the head of an answer. A value is not repeated: it may be a secret."""
+    for field in fields:
+        try:
+            h11.Response(status_code=200, headers=[field])
+        except (h11.LocalProtocolError, UnicodeEncodeError):
+            return f"the header {field[0]!r} is no name and value that HTTP can carry"
+    return f"{status} is not the status of an answer"
