@@ -1,4 +1,5 @@
-"""The command `deltawire`: `translate`, `request` and `demo`, on the core alone.
+"""The command `deltawire`: `translate`, `request` and `demo`, on the core alone; `serve`, `config`
+and `usage`, which are in files of their own.
 
 Each subcommand imports what it needs when it is run. Exit status: 0 after a finish, 1 after a
 failure, 2 for wrong usage; 130 after an interrupt and 141 when the reader of the output left, as
@@ -8,6 +9,7 @@ shells have it.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import time
@@ -44,8 +46,11 @@ _READ_SIZE: Final = 64 * 1024
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
-    options = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if given[:1] and given[0] in _ELSEWHERE:
+            return _elsewhere(given[0], given[1:])
+        options = _parser().parse_args(given)
         status: int = options.run(options)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -116,6 +121,10 @@ def _parser() -> argparse.ArgumentParser:
         "--strict", action="store_true", help="refuse a request of which anything is lost"
     )
 
+    for name, summary in _ELSEWHERE.items():
+        # Its options are those of a file that is imported when it is asked for.
+        commands.add_parser(name, help=summary)
+
     demo = commands.add_parser(
         "demo",
         help="show a sample stream being translated",
@@ -130,6 +139,32 @@ def _parser() -> argparse.ArgumentParser:
         help="between two upstream events (default: 0.04)",
     )
     return parser
+
+
+_ELSEWHERE: Final = {
+    "serve": "serve Chat Completions in front of a Responses upstream",
+    "usage": "show what the ledger of a server has",
+    "config": "print an example of a configuration, check one, make a client's key",
+}
+
+
+def _elsewhere(name: str, arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog=f"deltawire {name}", description=_ELSEWHERE[name].capitalize() + "."
+    )
+    try:
+        module = importlib.import_module(f"deltawire.server.{_HOMES[name]}")
+        module.add_arguments(parser)
+        status: int = module.run(parser.parse_args(arguments))
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("deltawire"):
+            raise
+        needs = f"needs the package {error.name!r}: pip install 'deltawire[server]'"
+        return _complain(f"{name} {needs}", WRONG_USAGE)
+    return status
+
+
+_HOMES: Final = {"serve": "serve", "usage": "usage", "config": "config_cli"}
 
 
 def _translate(options: argparse.Namespace) -> int:

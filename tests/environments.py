@@ -6,11 +6,14 @@ cannot be made, the tests that need it are skipped and say why.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,10 +27,10 @@ def python_with(*requirements: str) -> str:
     """A Python interpreter of an environment that has the requirements."""
     home = _home("python", sys.version + "\n".join(requirements))
     interpreter = home / "bin" / "python"
-    if not (home / "made").exists():
-        _run([sys.executable, "-m", "venv", "--clear", str(home)])
-        _run([str(interpreter), "-m", "pip", "install", "--quiet", *requirements])
-        (home / "made").touch()
+    with _made_by_one(home) as is_made:
+        if not is_made:
+            _run([sys.executable, "-m", "venv", "--clear", str(home)])
+            _run([str(interpreter), "-m", "pip", "install", "--quiet", *requirements])
     return str(interpreter)
 
 
@@ -37,13 +40,24 @@ def node_with(manifest: Path) -> tuple[str, Path]:
     if node is None or npm is None:
         pytest.skip("node and npm are not installed")
     home = _home("node", manifest.read_text())
-    if not (home / "made").exists():
-        shutil.rmtree(home, ignore_errors=True)
-        home.mkdir(parents=True)
-        shutil.copy(manifest, home / "package.json")
-        _run([npm, "install", "--no-audit", "--no-fund", "--prefix", str(home)])
-        (home / "made").touch()
+    with _made_by_one(home) as is_made:
+        if not is_made:
+            shutil.rmtree(home, ignore_errors=True)
+            home.mkdir(parents=True)
+            shutil.copy(manifest, home / "package.json")
+            _run([npm, "install", "--no-audit", "--no-fund", "--prefix", str(home)])
     return node, home
+
+
+@contextlib.contextmanager
+def _made_by_one(home: Path) -> Iterator[bool]:
+    """Whether the environment is there; if not, it is to be made, while other processes wait."""
+    CLIENTS.mkdir(parents=True, exist_ok=True)
+    with home.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        is_made = (home / "made").exists()
+        yield is_made
+        (home / "made").touch()
 
 
 def _home(kind: str, needs: str) -> Path:

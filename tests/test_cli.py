@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from deltawire import Done, to_responses_request
+from deltawire.server.keys import hash_key
 from deltawire.testing import (
     Answer,
     CustomToolCall,
@@ -26,8 +27,12 @@ COMMAND = [sys.executable, "-m", "deltawire.server.cli"]
 ANSWER = Answer((Reasoning("Hm."), "Hello there."))
 
 
-def run(*arguments: str, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([*COMMAND, *arguments], input=data, capture_output=True, check=False)
+def run(
+    *arguments: str, data: bytes = b"", env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [*COMMAND, *arguments], input=data, env=env, capture_output=True, check=False
+    )
 
 
 def test_a_stream_becomes_the_frames_of_the_core() -> None:
@@ -221,3 +226,22 @@ def test_the_version_is_the_one_of_the_package() -> None:
 def test_a_recorded_stream_through_the_program() -> None:
     path = sorted(SHARED.glob("corpus/streams/xai/*.sse"))[0]
     assert parsed(run("translate", str(path)).stdout) == plain(receive(path.read_bytes())[1])
+
+
+def test_config_prints_an_example_that_it_takes(tmp_path: Path) -> None:
+    example = run("config", "example")
+    (tmp_path / "deltawire.toml").write_bytes(example.stdout)
+    checked = run(
+        "config", "check", str(tmp_path / "deltawire.toml"), env={"OPENAI_API_KEY": "sk-x"}
+    )
+    assert (checked.returncode, checked.stderr) == (0, b"")
+    assert checked.stdout.startswith(b"ok: 1 upstream, 1 account")
+    refused = run("config", "check", str(tmp_path / "deltawire.toml"), env={})
+    assert refused.returncode == 1
+    assert b"upstreams[0].accounts[0].key_env" in refused.stderr
+
+
+def test_config_makes_a_key_and_its_hash() -> None:
+    key, digest = run("config", "key").stdout.decode().splitlines()
+    made = key.removeprefix("key:").strip()
+    assert digest == f'key_hash = "{hash_key(made)}"'

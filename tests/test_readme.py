@@ -57,13 +57,31 @@ def upstream() -> Iterator[str]:
         thread.join()
 
 
+@pytest.fixture(scope="module")
+def server(upstream: str) -> Iterator[str]:
+    """The URL of the server as the README starts it, in front of that upstream."""
+    _, _, shell = [body for kind, body in BLOCKS if kind == "sh"]
+    command = shell.replace("https://api.openai.com", f"http://{upstream}").replace("8080", "0")
+    program, *arguments = command.split()
+    assert program == "deltawire"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deltawire.server.cli", *arguments, "--no-ledger"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        yield process.stdout.readline().split()[2].removesuffix("/v1/chat/completions")
+        process.terminate()
+
+
 @pytest.mark.parametrize(("code", "printed"), EXAMPLES)
 def test_examples_run_and_print_what_they_say(
-    code: str, printed: str | None, upstream: str
+    code: str, printed: str | None, upstream: str, server: str
 ) -> None:
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
-        env={"UPSTREAM": upstream},
+        env={"UPSTREAM": upstream, "SERVER": server},
         capture_output=True,
         text=True,
         check=False,
@@ -71,6 +89,8 @@ def test_examples_run_and_print_what_they_say(
     assert (result.returncode, result.stderr) == (0, "")
     if printed is not None:
         assert result.stdout == printed
+    elif "SERVER" in code:
+        assert result.stdout == "Hello there."
     elif "UPSTREAM" in code:
         *chunks, end = parsed(result.stdout.encode())
         said = [choice["delta"].get("content", "") for each in chunks for choice in each["choices"]]
@@ -84,7 +104,7 @@ def test_the_example_with_h11_is_the_one_that_is_tested() -> None:
 
 
 def test_the_shell_example_names_a_command_and_options_that_exist() -> None:
-    shell, _ = [body for kind, body in BLOCKS if kind == "sh"]
+    shell, _, _ = [body for kind, body in BLOCKS if kind == "sh"]
     command = shell.rpartition("| ")[2].split()
     assert command[0] == "deltawire"
     result = subprocess.run(
@@ -97,7 +117,7 @@ def test_the_shell_example_names_a_command_and_options_that_exist() -> None:
 
 
 def test_the_shell_example_of_a_request_does_what_it_says(tmp_path: Path) -> None:
-    _, shell = [body for kind, body in BLOCKS if kind == "sh"]
+    _, shell, _ = [body for kind, body in BLOCKS if kind == "sh"]
     command = shell.partition(" |")[0].split()
     assert command[0] == "deltawire"
     (tmp_path / "chat.json").write_text(

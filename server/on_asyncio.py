@@ -1,0 +1,287 @@
+"""The server on asyncio: an `HTTPConnection` behind an `asyncio.Protocol`, a task for each answer.
+
+Protocols, not streams: nothing stands between what upstream said and the write to the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import ssl
+from typing import Final, cast
+
+from deltawire.errors import DeltawireError
+from deltawire.server.app import ChatCall, Reply
+from deltawire.server.delivery import Delivery
+from deltawire.server.http import Phase, Refused, Request
+from deltawire.server.service import Service
+from deltawire.transports import AsyncioTransport
+
+_log: Final = logging.getLogger(__name__)
+
+# A client that was refused may still be sending; to close at once would reset the connection under
+# the answer.
+_LINGER: Final = 2.0
+# A client that finds the queue full comes again after a second.
+_BACKLOG: Final = 1024
+
+
+class Connection(asyncio.Protocol):
+    """One client."""
+
+    def __init__(
+        self,
+        service: Service[AsyncioTransport],
+        clients: set[Connection],
+        answers: set[asyncio.Task[None]],
+    ) -> None:
+        self._service = service
+        self._clients = clients
+        self._answers = answers
+        self._loop = asyncio.get_running_loop()
+        self._http = service.connection()
+        self._socket: asyncio.Transport | None = None
+        # The present one; what is left of one before is no business of this client any more.
+        self._task: asyncio.Task[None] | None = None
+        self._delivery: Delivery | None = None
+        self._phase: Phase | None = None
+        self._has_asked = False
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._writable = asyncio.Event()
+        self._writable.set()
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._socket = cast(asyncio.Transport, transport)
+        limits = self._service.config.limits
+        self._socket.set_write_buffer_limits(high=limits.buffer)
+        self._clients.add(self)
+        if len(self._clients) > limits.connections:
+            self._write(self._service.respond(self._http, self._service.too_many()))
+        self._follow_phase()
+
+    def data_received(self, data: bytes) -> None:
+        self._http.receive_data(data)
+        self._look()
+
+    def eof_received(self) -> None:
+        if self._http.phase is Phase.ANSWERING:
+            # Nothing is written to it any more, so that nothing else would end it.
+            self._abort()
+            return
+        self._http.receive_eof()
+        # Once what was said is written.
+        self._close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._socket = None
+        self._clients.discard(self)
+        self._http.receive_eof()
+        self._leave()
+        self._writable.set()
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+        self._set_timer("stall", self._service.config.server.write_stall, self._abort)
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+        self._stop_timer("stall")
+
+    # Requests.
+
+    def _look(self) -> None:
+        """Answer what has come, one request at a time."""
+        while (request := self._http.next_request()) is not None:
+            self._has_asked = True
+            # The same phase of the next request has a time of its own.
+            self._phase = None
+            self._answer(request)
+        self._write(self._http.data_to_send())
+        self._follow_phase()
+
+    def _answer(self, request: Request | Refused) -> None:
+        answer = self._service.answer(request)
+        if isinstance(answer, Reply):
+            self._write(self._service.respond(self._http, answer))
+            return
+        self._task = self._loop.create_task(self._deliver(answer))
+        self._answers.add(self._task)
+        self._task.add_done_callback(self._answers.discard)
+
+    async def _deliver(self, call: ChatCall) -> None:
+        service, now = self._service, self._loop.time
+        delivery = Delivery(self._http, call, service.config.server, now())
+        self._delivery = delivery
+        self._wait_for_silence(delivery)
+        try:
+            try:
+                await self._ask(call, delivery)
+            except DeltawireError as error:
+                self._write(delivery.failure(error))
+        except Exception:
+            _log.exception("request %s", call.request_id)
+            self._abort()
+        self._conclude(delivery)
+
+    def _conclude(self, delivery: Delivery) -> None:
+        """All is said; the client may ask again, while upstream's connection is given back."""
+        if self._delivery is delivery:
+            self._delivery = self._task = None
+            self._stop_timer("silence")
+        self._look()
+
+    async def _ask(self, call: ChatCall, delivery: Delivery) -> None:
+        transport, now = self._service.transport(call), self._loop.time
+        on_attempt = self._service.on_attempt(call)
+        if not call.streamed:
+            whole = await transport.create(call.chat_request, on_attempt=on_attempt)
+            self._write(delivery.completion(whole))
+            return
+        async with transport.stream_wire(call.chat_request, on_attempt=on_attempt) as answer:
+            async for frames in answer:
+                first = not delivery.begun
+                if first:
+                    delivery.report = answer.report
+                over = answer.exchange.finished
+                self._write(delivery.frames(frames, now(), last=over))
+                if first:
+                    # Silence from here on is another than that before the first word.
+                    self._wait_for_silence(delivery)
+                if over:
+                    self._conclude(delivery)
+                elif not self._writable.is_set():
+                    await self._writable.wait()
+
+    def _leave(self) -> None:
+        """The client is gone; so is whatever was asked for it."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    # Time.
+
+    def _follow_phase(self) -> None:
+        """Bound each phase from its beginning, and close when nothing more is to come."""
+        phase = self._http.phase
+        if phase is self._phase or self._socket is None:
+            return
+        self._phase = phase
+        limits = self._service.config.limits
+        self._stop_timer("phase")
+        if phase is Phase.IDLE:
+            idle = limits.idle_timeout if self._has_asked else limits.head_timeout
+            self._set_timer("phase", idle, self._close)
+        elif phase is Phase.HEAD:
+            self._set_timer("phase", limits.head_timeout, self._too_slow)
+        elif phase is Phase.BODY:
+            self._set_timer("phase", limits.body_timeout, self._too_slow)
+        elif phase is Phase.CLOSED:
+            if self._socket.can_write_eof() and not self._http.peer_closed:
+                self._socket.write_eof()
+                self._set_timer("phase", _LINGER, self._close)
+            else:
+                self._close()
+
+    def _too_slow(self) -> None:
+        self._write(self._service.respond(self._http, self._service.too_slow()))
+        self._follow_phase()
+
+    def _wait_for_silence(self, delivery: Delivery) -> None:
+        if delivery.due != math.inf:
+            wait = max(0.0, delivery.due - self._loop.time())
+            self._set_timer("silence", wait, self._break_silence, delivery)
+
+    def _break_silence(self, delivery: Delivery) -> None:
+        now = self._loop.time()
+        # What was said meanwhile has moved it on; a client that does not read needs no more.
+        if now >= delivery.due and self._writable.is_set():
+            self._write(delivery.silence(now))
+        elif now >= delivery.due:
+            delivery.wait_on(now)
+        self._wait_for_silence(delivery)
+
+    def _set_timer(self, name: str, seconds: float | None, call: object, *args: object) -> None:
+        self._stop_timer(name)
+        if seconds is not None:
+            self._timers[name] = self._loop.call_later(seconds, call, *args)  # type: ignore[arg-type]
+
+    def _stop_timer(self, name: str) -> None:
+        if (timer := self._timers.pop(name, None)) is not None:
+            timer.cancel()
+
+    # The socket.
+
+    def _write(self, data: bytes) -> None:
+        if data and self._socket is not None:
+            self._socket.write(data)
+
+    def _close(self) -> None:
+        if self._socket is None:
+            return
+        if self._socket.get_write_buffer_size() and "stall" not in self._timers:
+            # It closes once all is read, which a client can put off for ever.
+            self._set_timer("stall", self._service.config.server.write_stall, self._abort)
+        self._socket.close()
+
+    def _abort(self) -> None:
+        self._http.abort()
+        # Now, not when the socket says so: till then it would find the connection closed.
+        self._leave()
+        if self._socket is not None:
+            self._socket.abort()
+
+    def finish(self) -> None:
+        """Take no further request."""
+        self._http.keep_alive = False
+        if self._http.phase in (Phase.IDLE, Phase.HEAD, Phase.BODY):
+            self._close()
+
+
+async def serve(
+    service: Service[AsyncioTransport],
+    stop: asyncio.Event,
+    *,
+    tls: ssl.SSLContext | None = None,
+    started: asyncio.Future[int] | None = None,
+) -> None:
+    """Serve until `stop` is set, and then for as long as running answers may take.
+
+    started: is given the port.
+    """
+    settings = service.config.server
+    loop = asyncio.get_running_loop()
+    clients: set[Connection] = set()
+    answers: set[asyncio.Task[None]] = set()
+    server = await loop.create_server(
+        lambda: Connection(service, clients, answers),
+        settings.host,
+        settings.port,
+        ssl=tls,
+        backlog=_BACKLOG,
+    )
+    if started is not None:
+        started.set_result(server.sockets[0].getsockname()[1])
+    await stop.wait()
+    server.close()
+    for client in list(clients):
+        client.finish()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(settings.shutdown):
+            while clients:
+                await asyncio.sleep(0.05)
+    for client in list(clients):
+        client._abort()
+    for task in answers:
+        task.cancel()
+    if answers:
+        # They have upstream's connections.
+        await asyncio.wait(answers)
+    for transport in service.transports.values():
+        await transport.aclose()

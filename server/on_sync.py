@@ -1,0 +1,561 @@
+"""The server on threads: an `HTTPConnection` behind a blocking thread for each client.
+
+A thread reads its client's requests and answers them. While it is blocked on upstream it sees
+nothing of its client; one more thread, the `_Watcher`, does so for all of them, breaks silence, and
+hangs up on upstream when the client leaves. What the two share of a connection is under its lock,
+which is held for work that does not block, and for nothing else. Needs `poll`: not for Windows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import logging
+import math
+import select
+import selectors
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from deltawire.errors import DeltawireError
+from deltawire.server.app import ChatCall, Reply
+from deltawire.server.delivery import Delivery
+from deltawire.server.http import Phase, Refused, Request
+from deltawire.server.service import Service
+from deltawire.transports import SyncTransport
+from deltawire.transports.sync import SyncStream
+
+_log: Final = logging.getLogger(__name__)
+
+# A client that was refused may still be sending; to close at once would reset the connection under
+# the answer.
+_LINGER: Final = 2.0
+# Nothing can be accepted for want of file descriptors; asyncio waits as long.
+_PAUSE: Final = 1.0
+_READ: Final = 65536
+_RESET: Final = struct.pack("ii", 1, 0)
+
+T = TypeVar("T")
+
+_now = time.monotonic
+
+# Called at its time, with the time; gives when to call it next, `inf`: never.
+_Ring = Callable[[float], float]
+
+
+class _Gone(Exception):
+    """The client left, or is to be treated as if it had."""
+
+
+class Connection:
+    """One client. Its thread is in `run`; the watcher calls `_look` and `_break_silence`."""
+
+    def __init__(
+        self,
+        client: socket.socket,
+        service: Service[SyncTransport],
+        watcher: _Watcher,
+        tls: ssl.SSLContext | None,
+    ) -> None:
+        self._socket = client
+        self._service = service
+        self._watcher = watcher
+        self._tls = tls
+        self._lock = threading.Lock()
+        self._http = service.connection()
+        self._unsent = bytearray()
+        # While upstream is asked.
+        self._answer: SyncStream[Any, Any] | None = None
+        self._delivery: Delivery | None = None
+        self._has_asked = False
+        self._asked = 0
+        self._left = False
+
+    def run(self) -> None:
+        """Serve the client to its end."""
+        try:
+            if self._tls is not None:
+                self._shake_hands(self._tls)
+            while (request := self._next_request()) is not None:
+                self._reply(request)
+            self._linger()
+        except _Gone:
+            self._reset_on_close()
+        except Exception:
+            _log.exception("a connection failed")
+            self._reset_on_close()
+        finally:
+            self._socket.close()
+            self._watcher.discard(self)
+
+    # Requests.
+
+    def _next_request(self) -> Request | Refused | None:
+        """None: there will be no more."""
+        limits = self._service.config.limits
+        bounds = {
+            Phase.IDLE: limits.idle_timeout if self._has_asked else limits.head_timeout,
+            Phase.HEAD: limits.head_timeout,
+            Phase.BODY: limits.body_timeout,
+        }
+        phase, until = Phase.CLOSED, math.inf
+        while True:
+            with self._lock:
+                request = self._http.next_request()
+                self._unsent += b"" if request else self._http.data_to_send()
+                before, phase = phase, self._http.phase
+            self._has_asked = self._has_asked or request is not None
+            if request is not None or phase is Phase.CLOSED:
+                return request
+            self._send()
+            if phase is not before:
+                until = _now() + bounds[phase]
+            try:
+                data = self._receive(until)
+            except TimeoutError:
+                if phase is not Phase.IDLE:
+                    self._say(partial(self._service.respond, self._http, self._service.too_slow()))
+                return None
+            with self._lock:
+                if data:
+                    self._http.receive_data(data)
+                else:
+                    self._http.receive_eof()
+
+    def _reply(self, request: Request | Refused) -> None:
+        answer = self._service.answer(request)
+        if isinstance(answer, Reply):
+            self._say(partial(self._service.respond, self._http, answer))
+            return
+        delivery = Delivery(self._http, answer, self._service.config.server, _now())
+        try:
+            self._deliver(answer, delivery)
+        except DeltawireError as error:
+            self._unwatch()
+            self._say(partial(delivery.failure, error))
+        except _Gone:
+            raise
+        except Exception:
+            _log.exception("request %s", answer.request_id)
+            raise _Gone from None
+        finally:
+            self._unwatch()
+
+    def _deliver(self, call: ChatCall, delivery: Delivery) -> None:
+        transport = self._service.transport(call)
+        on_attempt = self._service.on_attempt(call)
+        if not call.streamed:
+            with transport.stream_completion(call.chat_request, on_attempt=on_attempt) as whole:
+                self._watch(whole, delivery)
+                for completion in whole:
+                    self._unwatch()
+                    self._say(partial(delivery.completion, completion))
+            return
+        with transport.stream_wire(call.chat_request, on_attempt=on_attempt) as answer:
+            self._watch(answer, delivery)
+            for frames in answer:
+                if not delivery.begun:
+                    delivery.report = answer.report
+                over = answer.exchange.finished
+                if over:
+                    # What comes from here on is the next request, or a FIN that means no harm.
+                    self._unwatch()
+                self._say(partial(delivery.frames, frames, _now(), last=over))
+
+    # What the watcher does meanwhile.
+
+    def _watch(self, answer: SyncStream[Any, Any], delivery: Delivery) -> None:
+        with self._lock:
+            self._answer, self._delivery = answer, delivery
+            self._asked += 1
+            ring = partial(self._break_silence, self._asked)
+            self._watcher.watch(self._socket, self._look, ring, self._next_ring(delivery, _now()))
+
+    def _unwatch(self) -> None:
+        """Raises _Gone if the client left meanwhile."""
+        with self._lock:
+            if self._answer is not None:
+                self._watcher.unwatch(self._socket)
+                self._answer = self._delivery = None
+            if self._left:
+                raise _Gone
+
+    def _look(self) -> None:
+        """Something came from the client: a further request, or its end."""
+        with self._lock:
+            if self._answer is None:
+                return
+            try:
+                data = self._socket.recv(_READ)
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return
+            except OSError:
+                data = b""
+            if data:
+                self._http.receive_data(data)
+            else:
+                self._leave()
+
+    def _break_silence(self, awaited: int, now: float) -> float:
+        with self._lock:
+            delivery = self._delivery
+            # The time of an answer before this one may have come only now.
+            if delivery is None or self._asked != awaited:
+                return math.inf
+            if now >= delivery.due:
+                try:
+                    self._break_silence_of(delivery, now)
+                except _Gone:
+                    self._leave()
+                    return math.inf
+            return self._next_ring(delivery, now)
+
+    def _break_silence_of(self, delivery: Delivery, now: float) -> None:
+        self._flush()
+        if self._unsent:
+            delivery.wait_on(now)
+        else:
+            self._unsent += delivery.silence(now)
+            self._flush()
+
+    def _next_ring(self, delivery: Delivery, now: float) -> float:
+        """The first output ends the grace, which may be longer than the time between two pings."""
+        ping = self._service.config.server.ping
+        return delivery.due if ping is None else min(delivery.due, now + ping)
+
+    def _leave(self) -> None:
+        """The client is gone; so is what was asked for it."""
+        self._left = True
+        self._watcher.unwatch(self._socket)
+        if self._answer is not None:
+            self._answer.hang_up()
+        if self._unsent:
+            # The thread waits for room to send, not for upstream.
+            _shut_down(self._socket, socket.SHUT_RDWR)
+        self._answer = self._delivery = None
+
+    def finish(self) -> None:
+        """Take no further request."""
+        with self._lock:
+            self._http.keep_alive = False
+            if self._http.phase in (Phase.IDLE, Phase.HEAD, Phase.BODY):
+                _shut_down(self._socket, socket.SHUT_RD)
+
+    def abort(self) -> None:
+        """Break off, whatever is under way."""
+        with self._lock:
+            self._left = True
+            if self._answer is not None:
+                self._leave()
+            _shut_down(self._socket, socket.SHUT_RDWR)
+
+    # The socket, which never blocks.
+
+    def _shake_hands(self, tls: ssl.SSLContext) -> None:
+        until = _now() + self._service.config.limits.head_timeout
+        try:
+            secured = tls.wrap_socket(self._socket, server_side=True, do_handshake_on_connect=False)
+        except OSError:
+            raise _Gone from None
+        with self._lock:
+            self._socket = secured
+        try:
+            self._patiently(secured.do_handshake, until)
+        except TimeoutError:
+            raise _Gone from None
+
+    def _receive(self, until: float) -> bytes:
+        """b"": FIN. Raises TimeoutError."""
+        return self._patiently(partial(self._socket.recv, _READ), until)
+
+    def _say(self, said: Callable[[], bytes]) -> None:
+        """Send what it gives. In one write, if there is room for it."""
+        with self._lock:
+            if self._left:
+                raise _Gone
+            self._unsent += said()
+        self._send()
+
+    def _send(self) -> None:
+        """Send all there is; a client that does not read for too long is gone."""
+        stall = self._service.config.server.write_stall
+        while True:
+            with self._lock:
+                self._flush()
+                if not self._unsent:
+                    return
+            # A TLS session that has to read first is not met: it has no renegotiation here.
+            if not _wait(self._socket, select.POLLOUT, math.inf if stall is None else stall):
+                raise _Gone
+
+    def _flush(self) -> None:
+        try:
+            while self._unsent:
+                del self._unsent[: self._socket.send(self._unsent)]
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            pass
+        except OSError:
+            raise _Gone from None
+
+    def _patiently(self, act: Callable[[], T], until: float) -> T:
+        while True:
+            try:
+                return act()
+            except (BlockingIOError, ssl.SSLWantReadError):
+                event = select.POLLIN
+            except ssl.SSLWantWriteError:
+                event = select.POLLOUT
+            except OSError:
+                raise _Gone from None
+            if not _wait(self._socket, event, until - _now()):
+                raise TimeoutError
+
+    def _linger(self) -> None:
+        """Close in good manners: what the client still sends is read, for a while."""
+        if isinstance(self._socket, ssl.SSLSocket):
+            # Sends TLS's own end; the client's is not waited for.
+            with contextlib.suppress(OSError):
+                self._socket.unwrap()
+        if self._http.peer_closed:
+            return
+        _shut_down(self._socket, socket.SHUT_WR)
+        until = _now() + _LINGER
+        with contextlib.suppress(OSError):
+            while _wait(self._socket, select.POLLIN, until - _now()):
+                if not socket.socket.recv(self._socket, _READ):
+                    return
+
+    def _reset_on_close(self) -> None:
+        self._http.abort()
+        with contextlib.suppress(OSError):
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+
+class _Watcher:
+    """The thread that accepts clients, and watches those that wait for upstream."""
+
+    def __init__(
+        self,
+        service: Service[SyncTransport],
+        listener: socket.socket,
+        tls: ssl.SSLContext | None,
+    ) -> None:
+        self._service = service
+        self._listener = listener
+        self._tls = tls
+        # epoll and kqueue take changes from one thread while another one waits.
+        self._selector = selectors.DefaultSelector()
+        self._bell, self._rope = socket.socketpair()
+        self._changed = threading.Condition()
+        self._rings: list[tuple[float, int, _Ring]] = []
+        self._order = itertools.count()
+        self._clients: set[Connection] = set()
+        self._closing = False
+        self._over = False
+        self._bell.setblocking(False)
+        self._rope.setblocking(False)
+        listener.setblocking(False)
+        self._selector.register(self._bell, selectors.EVENT_READ, self._hear)
+        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+
+    def watch(
+        self, client: socket.socket, look: Callable[[], None], ring: _Ring, due: float
+    ) -> None:
+        """Look whenever there is something to read, ring when it is time."""
+        with self._changed:
+            self._selector.register(client, selectors.EVENT_READ, look)
+            self._push(due, ring)
+
+    def unwatch(self, client: socket.socket) -> None:
+        """No more looking. May be called again."""
+        with self._changed, contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(client)
+
+    def discard(self, connection: Connection) -> None:
+        """It is over."""
+        with self._changed:
+            self._clients.discard(connection)
+            self._changed.notify_all()
+
+    def run(self) -> None:
+        """Until `close`."""
+        while not self._over:
+            with self._changed:
+                due = self._rings[0][0] if self._rings else math.inf
+            wait = None if due == math.inf else max(0.0, due - _now())
+            for key, _ in self._selector.select(wait):
+                key.data()
+            self._ring_due()
+
+    def close_door(self) -> list[Connection]:
+        """Accept no more; those that are there."""
+        with self._changed:
+            self._closing = True
+            with contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(self._listener)
+            self._listener.close()
+            return list(self._clients)
+
+    def wait_empty(self, seconds: float) -> list[Connection]:
+        """Those that are still there after so long."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._clients, seconds)
+            return list(self._clients)
+
+    def close(self) -> None:
+        """End `run`."""
+        self._over = True
+        self._wake()
+
+    def release(self) -> None:
+        """Close what was opened here, once `run` is over."""
+        self._selector.close()
+        self._bell.close()
+        self._rope.close()
+
+    def _push(self, due: float, ring: _Ring) -> None:
+        if due != math.inf:
+            entry = (due, next(self._order), ring)
+            heapq.heappush(self._rings, entry)
+            if self._rings[0] is entry:
+                self._wake()
+
+    def _ring_due(self) -> None:
+        now = _now()
+        while True:
+            with self._changed:
+                if not self._rings or self._rings[0][0] > now:
+                    return
+                _, _, ring = heapq.heappop(self._rings)
+            again = ring(now)
+            with self._changed:
+                self._push(again, ring)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):
+            self._rope.send(b"!")
+
+    def _hear(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._bell.recv(_READ)
+
+    def _accept(self) -> None:
+        try:
+            client, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionError):
+            return
+        except OSError:
+            with self._changed, contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(self._listener)
+                self._push(_now() + _PAUSE, self._accept_again)
+            return
+        client.setblocking(False)
+        with contextlib.suppress(OSError):
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = Connection(client, self._service, self, self._tls)
+        with self._changed:
+            full = len(self._clients) >= self._service.config.limits.connections
+            if not (full or self._closing):
+                self._clients.add(connection)
+        if self._closing:
+            client.close()
+            return
+        if full:
+            self._turn_away(client)
+            return
+        thread = threading.Thread(target=connection.run, name="deltawire-client", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            _log.exception("no thread for a client")
+            self.discard(connection)
+            client.close()
+
+    def _accept_again(self, now: float) -> float:
+        with self._changed, contextlib.suppress(ValueError):
+            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        return math.inf
+
+    def _turn_away(self, client: socket.socket) -> None:
+        """Say that there are too many, without a thread; under TLS that would take one."""
+        if self._tls is not None:
+            client.close()
+            return
+        service = self._service
+        with contextlib.suppress(OSError):
+            client.send(service.respond(service.connection(), service.too_many()))
+        _shut_down(client, socket.SHUT_WR)
+
+        def close(now: float = 0.0) -> float:
+            self.unwatch(client)
+            client.close()
+            return math.inf
+
+        def look() -> None:
+            try:
+                over = not client.recv(_READ)
+            except BlockingIOError:
+                return
+            except OSError:
+                over = True
+            if over:
+                close()
+
+        self.watch(client, look, close, _now() + _LINGER)
+
+
+def _wait(client: socket.socket, event: int, seconds: float) -> bool:
+    """Whether it came in time."""
+    poll = select.poll()
+    poll.register(client, event)
+    if seconds == math.inf:
+        return bool(poll.poll())
+    return bool(poll.poll(math.ceil(max(0.0, seconds) * 1000)))
+
+
+def _shut_down(client: socket.socket, how: int) -> None:
+    with contextlib.suppress(OSError):
+        # Not the TLS socket's own method, which takes its session from under another thread.
+        socket.socket.shutdown(client, how)
+
+
+def serve(
+    service: Service[SyncTransport],
+    stop: threading.Event,
+    *,
+    tls: ssl.SSLContext | None = None,
+    started: Callable[[int], None] | None = None,
+) -> None:
+    """Serve until `stop` is set, and then for as long as running answers may take.
+
+    started: is given the port. A thread that waits for the head of an upstream's answer at the end
+    cannot be interrupted and is left behind; it holds no process up.
+    """
+    settings = service.config.server
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.create_server((settings.host, settings.port), family=family, backlog=1024)
+    watcher = _Watcher(service, listener, tls)
+    watching = threading.Thread(target=watcher.run, name="deltawire-watcher", daemon=True)
+    watching.start()
+    try:
+        if started is not None:
+            started(listener.getsockname()[1])
+        stop.wait()
+    finally:
+        for connection in watcher.close_door():
+            connection.finish()
+        for connection in watcher.wait_empty(settings.shutdown):
+            connection.abort()
+        watcher.wait_empty(_LINGER)
+        watcher.close()
+        watching.join()
+        watcher.release()
+        for transport in service.transports.values():
+            transport.close()

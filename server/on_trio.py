@@ -1,0 +1,334 @@
+"""The server on trio: an `HTTPConnection` behind a stream, a nursery for each client.
+
+One task reads in every phase, since that is how a client's leaving shows; one answers, with a task
+for each chat request; and one breaks the silence of each of those. Nothing more is asked of
+upstream before what it said is on its way to the client, so that a slow one slows upstream down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import socket
+import ssl
+import struct
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import trio
+
+from deltawire.errors import DeltawireError
+from deltawire.server.app import ChatCall, Reply
+from deltawire.server.delivery import Delivery
+from deltawire.server.http import Phase, Refused, Request
+from deltawire.server.service import Service
+from deltawire.transports import TrioTransport
+
+_log: Final = logging.getLogger(__name__)
+
+_READ: Final = 65536
+# A client that was refused may still be sending; to close at once would reset the connection under
+# the answer.
+_LINGER: Final = 2.0
+# What the system has not sent is dropped, and the client is told by RST.
+_RESET: Final = struct.pack("ii", 1, 0)
+
+
+class Connection:
+    """One client."""
+
+    def __init__(
+        self,
+        service: Service[TrioTransport],
+        sock: trio.SocketStream,
+        tls: ssl.SSLContext | None,
+        answers: trio.Nursery,
+    ) -> None:
+        self._service = service
+        # Not of the client: upstream's connection is given back even after it has left.
+        self._answers = answers
+        self._http = service.connection()
+        # Without Nagle's algorithm: trio turns that off.
+        self._socket = sock
+        self._tls = (
+            None
+            if tls is None
+            # Browsers and SDKs close without TLS's own end, or do not wait for ours.
+            else trio.SSLStream(sock, tls, server_side=True, https_compatible=True)
+        )
+        self._stream: trio.abc.Stream = self._tls or sock
+        self._scope = trio.CancelScope()
+        self._asking: trio.CancelScope | None = None
+        self._request: Request | Refused | None = None
+        self._has_asked = False
+        self._is_last = False
+        self._news = trio.Event()
+        # trio's locks are fair: what was made first goes out first.
+        self._sending = trio.Lock()
+        self._unsent = False
+
+    async def run(self, *, welcome: bool) -> None:
+        """Serve the client until one side closes; one that is not welcome is told so."""
+        try:
+            with self._scope:
+                if self._tls is not None and not await self._shake_hands(self._tls):
+                    return
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._read)
+                    if welcome:
+                        await self._converse()
+                    else:
+                        await self._send(
+                            self._service.respond(self._http, self._service.too_many())
+                        )
+                        await self._linger()
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._leave()
+            await self._close()
+
+    def finish(self) -> None:
+        """Take no further request."""
+        self._http.keep_alive = False
+        self._is_last = True
+        self._news.set()
+
+    # What comes in.
+
+    async def _shake_hands(self, tls: trio.SSLStream[trio.SocketStream]) -> bool:
+        with trio.move_on_after(self._service.config.limits.head_timeout):
+            try:
+                await tls.do_handshake()
+            except trio.BrokenResourceError:
+                return False
+            return True
+        return False
+
+    async def _read(self) -> None:
+        try:
+            while data := await self._stream.receive_some(_READ):
+                self._http.receive_data(bytes(data))
+                self._look()
+        except trio.BrokenResourceError:
+            pass
+        self._http.receive_eof()
+        self._leave()
+        self._news.set()
+
+    def _leave(self) -> None:
+        """The client is gone; so is what was asked for it."""
+        if self._asking is not None:
+            self._asking.cancel()
+            self._asking = None
+
+    def _look(self) -> None:
+        """Take the next request if it is there: at once, since a FIN behind it takes the rest."""
+        if self._request is None:
+            self._request = self._http.next_request()
+        self._news.set()
+
+    # Requests.
+
+    async def _converse(self) -> None:
+        """Answer what comes, one request at a time, and bound each phase from its beginning."""
+        http, phase, deadline = self._http, None, math.inf
+        while True:
+            self._look()
+            self._news = trio.Event()
+            await self._send(http.data_to_send())
+            if self._request is not None:
+                request, self._request = self._request, None
+                # The same phase of the next request has a time of its own.
+                phase = None
+                self._has_asked = True
+                await self._answer(request)
+                continue
+            if http.phase is Phase.ANSWERING:
+                over = http.peer_closed
+            else:
+                over = http.phase is Phase.CLOSED or self._is_last
+            if over:
+                break
+            if http.phase is not phase:
+                phase, deadline = http.phase, trio.current_time() + self._bound(http.phase)
+            with trio.move_on_at(deadline) as scope:
+                await self._news.wait()
+            if scope.cancelled_caught:
+                if phase is not Phase.IDLE:
+                    await self._send(self._service.respond(http, self._service.too_slow()))
+                break
+        await self._linger()
+
+    def _bound(self, phase: Phase) -> float:
+        limits = self._service.config.limits
+        if phase is Phase.IDLE:
+            return limits.idle_timeout if self._has_asked else limits.head_timeout
+        if phase is Phase.HEAD:
+            return limits.head_timeout
+        return limits.body_timeout if phase is Phase.BODY else math.inf
+
+    async def _answer(self, request: Request | Refused) -> None:
+        answer = self._service.answer(request)
+        if isinstance(answer, Reply):
+            await self._send(self._service.respond(self._http, answer))
+        elif not self._http.peer_closed:
+            self._asking = trio.CancelScope()
+            self._answers.start_soon(self._deliver, answer, self._asking)
+
+    async def _deliver(self, call: ChatCall, asking: trio.CancelScope) -> None:
+        delivery = Delivery(self._http, call, self._service.config.server, trio.current_time())
+        try:
+            with asking:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._break_silence, delivery)
+                    try:
+                        await self._ask(call, delivery, asking)
+                    except DeltawireError as error:
+                        await self._send(delivery.failure(error))
+                    nursery.cancel_scope.cancel()
+                self._conclude(asking)
+        except Exception:
+            _log.exception("request %s", call.request_id)
+            self._scope.cancel()
+
+    def _conclude(self, asking: trio.CancelScope) -> None:
+        """All is said; the client may ask again, while upstream's connection is given back."""
+        if self._asking is asking:
+            self._asking = None
+            self._look()
+
+    async def _ask(self, call: ChatCall, delivery: Delivery, asking: trio.CancelScope) -> None:
+        transport = self._service.transport(call)
+        on_attempt = self._service.on_attempt(call)
+        if not call.streamed:
+            whole = await transport.create(call.chat_request, on_attempt=on_attempt)
+            await self._send(delivery.completion(whole))
+            return
+        async with transport.stream_wire(call.chat_request, on_attempt=on_attempt) as answer:
+            async for frames in answer:
+                if not delivery.begun:
+                    delivery.report = answer.report
+                over = answer.exchange.finished
+                await self._send(delivery.frames(frames, trio.current_time(), last=over))
+                if over:
+                    self._conclude(asking)
+
+    async def _break_silence(self, delivery: Delivery) -> None:
+        ping = self._service.config.server.ping
+        longest = math.inf if ping is None else ping
+        while True:
+            # Without a grace period, it is due only once something was said.
+            await trio.sleep_until(min(delivery.due, trio.current_time() + longest))
+            now = trio.current_time()
+            if now < delivery.due:
+                continue
+            if self._sending.locked():
+                # A client that does not read needs no more.
+                delivery.wait_on(now)
+            else:
+                await self._send(delivery.silence(now))
+
+    # What goes out.
+
+    async def _send(self, data: bytes) -> None:
+        """Send it, or give the client up. Nothing may be awaited between its making and this."""
+        if not data:
+            return
+        settings, limits = self._service.config.server, self._service.config.limits
+        stall = math.inf if settings.write_stall is None else settings.write_stall
+        view = memoryview(data)
+        async with self._sending:
+            self._unsent = True
+            # In pieces: a large answer takes its time, and only one that stands still is stalled.
+            for start in range(0, len(view), limits.buffer):
+                with trio.move_on_after(stall) as scope:
+                    try:
+                        await self._stream.send_all(view[start : start + limits.buffer])
+                    except trio.BrokenResourceError:
+                        scope.cancel()
+                        await trio.lowlevel.checkpoint()
+                if scope.cancelled_caught:
+                    self._leave()
+                    self._scope.cancel()
+                    await trio.lowlevel.checkpoint()
+            self._unsent = False
+
+    async def _linger(self) -> None:
+        """Tell the client that nothing follows, and let it finish what it says."""
+        # An answer may be over, and its end still on its way.
+        async with self._sending:
+            # TLS has no end of one direction that clients know.
+            if (
+                self._http.phase is not Phase.CLOSED
+                or self._http.peer_closed
+                or self._tls is not None
+            ):
+                return
+            try:
+                await self._socket.send_eof()
+            except trio.BrokenResourceError:
+                return
+        with trio.move_on_after(_LINGER):
+            while not self._http.peer_closed:
+                self._news = trio.Event()
+                await self._news.wait()
+
+    async def _close(self) -> None:
+        if self._unsent or self._http.phase is Phase.ANSWERING:
+            # Nobody is to take it for the end of the answer.
+            self._http.abort()
+            # Some systems refuse it once the client is gone.
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            await trio.aclose_forcefully(self._stream)
+            return
+        with trio.move_on_after(_LINGER):
+            await self._stream.aclose()
+
+
+async def serve(
+    service: Service[TrioTransport],
+    stop: trio.Event,
+    *,
+    tls: ssl.SSLContext | None = None,
+    started: Callable[[int], None] | None = None,
+) -> None:
+    """Serve until `stop` is set, and then for as long as running answers may take.
+
+    started: is given the port.
+    """
+    settings, limits = service.config.server, service.config.limits
+    clients: set[Connection] = set()
+
+    async def welcome(sock: trio.SocketStream) -> None:
+        client = Connection(service, sock, tls, connections)
+        clients.add(client)
+        if stop.is_set():
+            client.finish()
+        try:
+            await client.run(welcome=len(clients) <= limits.connections)
+        except Exception:
+            _log.exception("a connection was given up")
+        finally:
+            clients.discard(client)
+
+    try:
+        # Outside the nursery, whose errors are groups: a port that is taken is the caller's to say.
+        listeners = await trio.open_tcp_listeners(settings.port, host=settings.host)
+        async with trio.open_nursery() as connections:
+            listen = partial(trio.serve_listeners, welcome, listeners, handler_nursery=connections)
+            async with trio.open_nursery() as listening:
+                listening.start_soon(listen)
+                if started is not None:
+                    started(listeners[0].socket.getsockname()[1])
+                await stop.wait()
+                listening.cancel_scope.cancel()
+            for client in list(clients):
+                client.finish()
+            connections.cancel_scope.deadline = trio.current_time() + settings.shutdown
+    finally:
+        with trio.CancelScope(shield=True):
+            for transport in service.transports.values():
+                await transport.aclose()
