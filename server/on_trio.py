@@ -184,7 +184,7 @@ class Connection:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._break_silence, delivery)
                     try:
-                        await self._ask(call, delivery, asking)
+                        await self._ask(call, delivery)
                     except DeltawireError as error:
                         await self._send(delivery.failure(error))
                     nursery.cancel_scope.cancel()
@@ -194,12 +194,12 @@ class Connection:
             self._scope.cancel()
 
     def _conclude(self, asking: trio.CancelScope) -> None:
-        """All is said; the client may ask again, while upstream's connection is given back."""
+        """All is said, unless it was before."""
         if self._asking is asking:
             self._asking = None
             self._look()
 
-    async def _ask(self, call: ChatCall, delivery: Delivery, asking: trio.CancelScope) -> None:
+    async def _ask(self, call: ChatCall, delivery: Delivery) -> None:
         transport = self._service.transport(call)
         on_attempt = self._service.on_attempt(call)
         if not call.streamed:
@@ -211,9 +211,13 @@ class Connection:
                 if not delivery.begun:
                     delivery.report = answer.report
                 over = answer.exchange.finished
+                if over:
+                    # Who leaves after the last word has not left an answer.
+                    self._asking = None
                 await self._send(delivery.frames(frames, trio.current_time(), last=over))
                 if over:
-                    self._conclude(asking)
+                    # The client may ask again, while upstream's connection is given back.
+                    self._look()
 
     async def _break_silence(self, delivery: Delivery) -> None:
         ping = self._service.config.server.ping

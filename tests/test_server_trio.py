@@ -23,6 +23,7 @@ import pytest
 import trio
 import trustme
 
+from deltawire.attempts import Policy
 from deltawire.server.config import quick
 from deltawire.server.on_trio import serve
 from deltawire.server.service import Service
@@ -616,3 +617,27 @@ def test_an_answer_that_takes_too_long_is_cut_off_when_it_stops(upstream: Upstre
             read_all(sock)
         server.join()
         upstream.wait_closed()
+
+
+def test_the_client_may_ask_again_and_leave_while_upstream_is_given_back(
+    upstream: Upstream,
+) -> None:
+    gate = Gate()
+    trailing = Reply((*FRAMES, Hold(gate)))
+    upstream.play(trailing, trailing, stream(ANSWER))
+
+    def patient(config: Config) -> Config:
+        (only,) = config.upstreams
+        return replace(config, upstreams=(replace(only, policy=Policy(trail=3600.0)),))
+
+    with serving(upstream, patient) as server:
+        with server.ask() as sock:
+            assert text(unchunked(read_until(sock, b"0\r\n\r\n"))) == TEXT
+        with server.connect() as sock:
+            sock.sendall(request(STREAMED) + request(STREAMED, "Connection: close"))
+            assert read_all(sock).count(DONE) == 2
+        first, second, _ = upstream.wait_for_requests(3)
+        gate.set()
+        for asked in (first, second):
+            assert asked.over.wait(LIMIT)
+            assert not asked.left.is_set()
