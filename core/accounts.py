@@ -18,7 +18,7 @@ import math
 import re
 from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -87,6 +87,23 @@ class Account:
     def _base_url(self) -> str:
         # An empty one, as of a variable that is not set, is a mistake: the key would go to OpenAI.
         return OPENAI_URL if self.base_url is None else self.base_url
+
+    def completed(
+        self,
+        *,
+        base_url: str | None,
+        dialect: Dialect | None,
+        headers: Iterable[tuple[str, str]],
+    ) -> Account:
+        """The account, with these settings where it has none of its own."""
+        own = {name.lower() for name, _ in self.headers}
+        more = (each for each in headers if each[0].lower() not in own)
+        return replace(
+            self,
+            base_url=self.base_url or base_url,
+            dialect=self.dialect or dialect,
+            headers=(*self.headers, *more),
+        )
 
     @property
     def url(self) -> str:

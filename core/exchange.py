@@ -474,11 +474,8 @@ class Exchange(Generic[Out]):
 
     def _fail(self, outcome: Outcome, verdict: _Verdict, now: float) -> Out | None:
         """What is handed out in place of what the attempt said."""
-        self._verdict = (
-            verdict
-            if self._verdict is None or verdict.worth >= self._verdict.worth
-            else self._verdict
-        )
+        if self._verdict is None or verdict.worth >= self._verdict.worth:
+            self._verdict = verdict
         final = self._answer is not None and self._answer.handed_out
         again = self._may_strip_reasoning(verdict.failure, now)
         of_the_request = not (verdict.failure.retryable or again)

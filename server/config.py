@@ -325,9 +325,11 @@ class _Reader:
         if not self._sendable(_join(path, "base_url"), base_url=upstream.base_url):
             return upstream
         accounts = upstream.accounts or (Account(name=upstream.name),)
-        return replace(
-            upstream, accounts=tuple(_completed(each, upstream, common) for each in accounts)
+        complete = (
+            each.completed(base_url=upstream.base_url, dialect=upstream.dialect, headers=common)
+            for each in accounts
         )
+        return replace(upstream, accounts=tuple(complete))
 
     def _account(self, found: Any, path: str) -> Any:
         table = self._table(_AccountTable, found, path)
@@ -407,18 +409,6 @@ def _schema(kind: type) -> tuple[dict[str, Any], tuple[str, ...]]:
     parameters = inspect.signature(kind).parameters.values()
     required = (each.name for each in parameters if each.default is each.empty)
     return kinds, tuple(required)
-
-
-def _completed(
-    account: Account, upstream: Upstream, headers: tuple[tuple[str, str], ...]
-) -> Account:
-    own = {name.lower() for name, _ in account.headers}
-    return replace(
-        account,
-        base_url=account.base_url or upstream.base_url,
-        dialect=upstream.dialect,
-        headers=(*account.headers, *(each for each in headers if each[0].lower() not in own)),
-    )
 
 
 def _is_loopback(host: str) -> bool:

@@ -11,9 +11,7 @@ import math
 from collections.abc import Iterable
 from typing import Final
 
-import msgspec
-
-from deltawire.chat import ChatCompletion, error_object
+from deltawire.chat import ChatCompletion
 from deltawire.errors import DeltawireError, InvalidRequest, UpstreamError
 from deltawire.reading import ReportEntry
 from deltawire.server.app import ChatCall, Reply, error_reply
@@ -130,8 +128,7 @@ def reply_of(error: DeltawireError) -> Reply:
     if isinstance(error, InvalidRequest):
         status = 404 if error.code == "model_not_found" else 400
         return error_reply(status, error.message, param=error.param, code=error.code)
-    body = msgspec.json.encode(error_object(str(error), "server_error", None, None))
-    return Reply(503, body)
+    return error_reply(503, str(error), type="server_error")
 
 
 def shown_report(report: Iterable[ReportEntry]) -> str:

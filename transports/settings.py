@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from inspect import signature
 from types import MappingProxyType
@@ -120,9 +119,11 @@ class Transport:
         elif isinstance(accounts, AccountPool):
             self.pool = accounts
         else:
-            self.pool = AccountPool(
-                (_completed(account, common) for account in accounts), guard=self._guard()
+            whole = (
+                each.completed(base_url=base_url, dialect=dialect, headers=own_headers)
+                for each in accounts
             )
+            self.pool = AccountPool(whole, guard=self._guard())
         _check_stream_options(stream_options)
         self._timeouts = timeouts
         self._policy = policy
@@ -219,20 +220,6 @@ class Transport:
             on_attempt=on_attempt or self._on_attempt,
             stream_options={**self._stream_options, **options},
         )
-
-
-def _completed(account: Account, common: Account) -> Account:
-    """The account, with the transport's settings where it has none."""
-    own = {name.lower() for name, _ in account.headers}
-    return replace(
-        account,
-        base_url=account.base_url or common.base_url,
-        dialect=account.dialect or common.dialect,
-        headers=(
-            *account.headers,
-            *((name, value) for name, value in common.headers if name.lower() not in own),
-        ),
-    )
 
 
 def _check_stream_options(options: Mapping[str, Any]) -> None:
