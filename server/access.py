@@ -87,21 +87,24 @@ def as_json(served: Served) -> str:
             "events": served.events or None,
             "left": served.left or None,
             "first_event": served.first_event and round(served.first_event, 6),
-            "attempts": [
-                {
-                    "account": each.account,
-                    "outcome": each.outcome,
-                    "status": each.status,
-                    "code": each.code,
-                    "duration": each.duration and round(each.duration, 6),
-                    "usage": each.usage,
-                }
-                for each in served.attempts
-            ],
+            "attempts": [_without_nones(_attempt_as_json(each)) for each in served.attempts],
         }
-    return msgspec.json.encode(
-        {key: each for key, each in value.items() if each is not None}
-    ).decode()
+    return msgspec.json.encode(_without_nones(value)).decode()
+
+
+def _attempt_as_json(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "account": attempt.account,
+        "outcome": attempt.outcome,
+        "status": attempt.status,
+        "code": attempt.code,
+        "duration": attempt.duration and round(attempt.duration, 6),
+        "usage": attempt.usage,
+    }
+
+
+def _without_nones(value: dict[str, Any]) -> dict[str, Any]:
+    return {key: each for key, each in value.items() if each is not None}
 
 
 def _time(unix_time: float) -> str:

@@ -197,13 +197,14 @@ def test_each_request_is_an_object(transport: str, upstream: Upstream, start: St
 def test_a_client_that_left_is_in_the_line_and_in_the_metrics(
     transport: str, upstream: Upstream, start: Start
 ) -> None:
-    first, *rest = stream(Answer("Hello there.")).pieces
-    upstream.play(Reply((first, *rest[:3], Hold(Gate()), *rest[3:])), model="gpt-held")
+    pieces = stream(Answer("Hello there.")).pieces
+    upstream.play(Reply((*pieces[:5], Hold(Gate()), *pieces[5:])), model="gpt-held")
     upstream.play(Reply((Hold(Gate()),)), model="gpt-silent")
     server = start(configuration(upstream, transport, log="json"))
     with client_of(server) as client:
         with client.stream("POST", CHAT, json=body("gpt-held")) as got:
-            assert next(got.iter_raw())
+            frames = got.iter_raw()
+            assert b'"role":"assistant"' in next(frames)
             assert value(client, "deltawire_streams_open") == 1
             assert value(client, "deltawire_connections_open") == 2
         line = json.loads(server.line(got.headers["x-request-id"]))
@@ -274,8 +275,8 @@ def test_a_reload_changes_what_is_new_and_leaves_what_runs(
     transport: str, upstream: Upstream, start: Start, tmp_path: Path
 ) -> None:
     gate = Gate()
-    first, *rest = stream(Answer("Hello there.")).pieces
-    upstream.play(Reply((first, *rest[:3], Hold(gate), *rest[3:])), model="gpt-held")
+    sent = stream(Answer("Hello there.")).pieces
+    upstream.play(Reply((*sent[:5], Hold(gate), *sent[5:])), model="gpt-held")
     text = configuration(upstream, transport)
     server = start(text)
     with Upstream() as other, client_of(server) as client:
