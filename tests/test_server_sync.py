@@ -25,10 +25,9 @@ import pytest
 import trustme
 
 from deltawire.attempts import Attempt, Policy
-from deltawire.server.app import ChatCall
 from deltawire.server.config import quick
 from deltawire.server.on_sync import serve
-from deltawire.server.service import Service
+from deltawire.server.service import Service, Serving
 from deltawire.server.settings import Config
 from deltawire.testing import Answer, expected, write_frames
 from deltawire.transports import SyncTransport
@@ -407,6 +406,19 @@ def test_a_whole_answer_is_waited_for_with_blanks_where_told_to(upstream: Upstre
 # Leaving.
 
 
+@contextlib.contextmanager
+def told_attempts() -> Iterator[list[Attempt]]:
+    """What is told of the attempts of all servers, while it lasts."""
+    told: list[Attempt] = []
+
+    def on_attempt(serving: object, attempt: Attempt) -> None:
+        told.append(attempt)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Serving, "on_attempt", on_attempt)
+        yield told
+
+
 @pytest.mark.parametrize("how", ["fin", "half", "rst"])
 @pytest.mark.parametrize("point", ["silence", "middle", "whole"])
 def test_a_client_that_leaves_takes_upstream_along(
@@ -415,11 +427,7 @@ def test_a_client_that_leaves_takes_upstream_along(
     at = BEGUN if point == "middle" else 0
     gate = Gate()
     upstream.play(Reply((*FRAMES[:at], Hold(gate), *FRAMES[at:])))
-    told: list[Attempt] = []
-
-    with serving(upstream) as server, Client(server) as client:
-        transport = server.service.transports[0]
-        transport._on_attempt = told.append
+    with told_attempts() as told, serving(upstream) as server, Client(server) as client:
         client.send(request(ASKED if point == "whole" else STREAMED))
         upstream.wait_for_requests(1)
         if point == "middle":
@@ -498,12 +506,9 @@ def test_hanging_up_twice_and_after_the_end_does_no_harm(upstream: Upstream, kin
 
 
 def test_leaving_after_done_is_no_leaving(upstream: Upstream) -> None:
-    told: list[Attempt] = []
-    with serving(upstream) as server:
-        server.service.transports[0]._on_attempt = told.append
-        with Client(server) as client:
-            client.send(request())
-            client.read_until(DONE)
+    with told_attempts() as told, serving(upstream) as server, Client(server) as client:
+        client.send(request())
+        client.read_until(DONE)
     assert told[-1].outcome == "completed"
 
 
@@ -636,10 +641,10 @@ def test_each_attempt_is_in_the_ledger(
 ) -> None:
     told: list[tuple[str, Any]] = []
 
-    def on_attempt(service: object, call: ChatCall) -> Any:
-        return lambda attempt: told.append((call.request_id, attempt.outcome))
+    def on_attempt(serving: Serving[SyncTransport], attempt: Attempt) -> None:
+        told.append((serving._call.request_id, attempt.outcome))
 
-    monkeypatch.setattr(Service, "on_attempt", on_attempt)
+    monkeypatch.setattr(Serving, "on_attempt", on_attempt)
     with serving(upstream) as server:
         answer = httpx.post(f"{server.url}/chat/completions", json=body)
     name = answer.headers["x-request-id"]
@@ -656,17 +661,19 @@ def test_no_thread_is_left_behind(upstream: Upstream) -> None:
 def test_a_fault_of_our_own_breaks_off_one_answer_only(
     upstream: Upstream, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fault(attempt: Attempt) -> None:
+    def fault(serving: object, attempt: Attempt) -> None:
         raise ZeroDivisionError
 
     with serving(upstream) as server:
-        transport = server.service.transports[0]
-        before, transport._on_attempt = transport._on_attempt, fault
-        with Client(server) as client, caplog.at_level(logging.CRITICAL + 1):
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            Client(server) as client,
+            caplog.at_level(logging.CRITICAL + 1),
+        ):
+            patch.setattr(Serving, "on_attempt", fault)
             client.send(request())
             with pytest.raises(ConnectionResetError):
                 client.read_to_eof()
-        transport._on_attempt = before
         assert httpx.post(f"{server.url}/chat/completions", json=ASKED).status_code == 200
 
 

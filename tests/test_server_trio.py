@@ -26,7 +26,7 @@ import trustme
 from deltawire.attempts import Policy
 from deltawire.server.config import quick
 from deltawire.server.on_trio import serve
-from deltawire.server.service import Service
+from deltawire.server.service import Service, Serving
 from deltawire.server.settings import Config
 from deltawire.testing import Answer, ErrorEvent, expected, write_frames
 from deltawire.transports import TrioTransport
@@ -361,11 +361,11 @@ def test_an_upstream_that_ends_early_is_an_error(upstream: Upstream, server: Ser
 def test_a_fault_of_ours_resets_the_connection_and_harms_no_other(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: Service[TrioTransport], call: object) -> None:
+    def broken(self: object) -> None:
         raise RuntimeError("a fault")
 
     with monkeypatch.context() as patch, server.connect() as sock:
-        patch.setattr(Service, "transport", broken)
+        patch.setattr(Serving, "transport", property(broken))
         sock.sendall(request(STREAMED))
         with pytest.raises(ConnectionResetError):
             read_all(sock)
