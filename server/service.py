@@ -14,7 +14,6 @@ from typing import Any, Generic, TypeVar
 from msgspec.structs import replace
 
 from deltawire.attempts import Attempt
-from deltawire.errors import InvalidSetting
 from deltawire.server.app import App, ChatCall, Reply, error_reply
 from deltawire.server.http import HTTPConnection, Phase, Refused, Request
 from deltawire.server.ledger import Entry, Ledger
@@ -31,11 +30,6 @@ class Service(Generic[T]):
     """
 
     def __init__(self, config: Config, kind: type[T], ledger: Ledger | None = None) -> None:
-        for upstream in config.upstreams:
-            if upstream.api == "chat":
-                raise InvalidSetting(
-                    f"upstreams[{upstream.name}].api", "an upstream of this kind is not built yet"
-                )
         self.config = config
         self._ledger = ledger
         self.app = App(config, health=self._health)
