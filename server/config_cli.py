@@ -34,6 +34,7 @@ EXAMPLE: Final = """\
 #write_stall = 60.0          # a client that does not read is gone after this; inf
 #shutdown = 30.0             # how long running answers may go on after SIGTERM
 #log = "human"               # "json", "none"
+#metrics = "open"            # "clients": for those with a key; "none"
 #report_header = true        # x-deltawire-report: what of a request was lost
 
 [limits]
@@ -115,6 +116,13 @@ key_env = "OPENAI_API_KEY"   # or key_file, or key
 #base_url = "http://127.0.0.1:8000/v1"
 #dialect = "vllm"
 #models = ["qwen*"]
+
+# One that speaks Chat Completions itself; without dialect, strict and stream_options.
+#[[upstreams]]
+#name = "groq"
+#base_url = "https://api.groq.com/openai/v1"
+#api = "chat"
+#models = ["llama*"]
 """
 
 

@@ -16,7 +16,7 @@ from deltawire.errors import InvalidRequest, InvalidSetting, UpstreamRejected, U
 from deltawire.testing import Answer, Incomplete
 from deltawire.transports import AsyncioTransport, SyncTransport, TrioTransport
 from drivers import DRIVERS, Driver, Result
-from upstream import LIMIT, Gate, Hold, Reply, Upstream, error, json_body
+from upstream import LIMIT, Gate, Hold, Piece, Reply, Upstream, error, json_body
 
 Json = dict[str, Any]
 
@@ -159,7 +159,7 @@ def test_what_is_truncated_midway_is_told_after_the_last_whole_event(
     driver: Driver, upstream: Upstream, two: Any, ending: Any
 ) -> None:
     received = Gate()
-    pieces = (*FRAMES[:3], Hold(received), FRAMES[3][:25])
+    pieces: tuple[Piece, ...] = (*FRAMES[:3], Hold(received), FRAMES[3][:25])
     upstream.play(Reply(pieces, ending=ending))
     result = driver.frames(REQUEST, on_output=lambda _: received.set(), **two)
     passed = b"".join(FRAMES[:3])
@@ -192,8 +192,10 @@ def test_each_event_is_handed_out_before_the_next_is_there(
     driver: Driver, upstream: Upstream, settings: Any
 ) -> None:
     gates = [Gate() for _ in FRAMES]
-    held = zip(FRAMES, map(Hold, gates), strict=True)
-    upstream.play(Reply(tuple(piece for pair in held for piece in pair)))
+    pieces: list[Piece] = []
+    for frame, gate in zip(FRAMES, gates, strict=True):
+        pieces += [frame, Hold(gate)]
+    upstream.play(Reply(tuple(pieces)))
     # The role has to wait for the first word.
     gates[0].set()
     opened = iter(gates[1:])
