@@ -49,6 +49,7 @@ from deltawire.errors import (
 from deltawire.exchange import Exchange
 from deltawire.output import Divergence
 from deltawire.reading import ReportEntry
+from deltawire.relay import ChatRelay
 from deltawire.renderings import AsCompletion, AsEvents, AsFrames
 from deltawire.request import (
     Translated,
@@ -80,6 +81,7 @@ __all__ = [
     "ChatCompletion",
     "ChatCompletionChunk",
     "ChatCompletionFold",
+    "ChatRelay",
     "ChatStream",
     "Chunk",
     "ClientTools",

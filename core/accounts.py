@@ -20,13 +20,18 @@ from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Final
+from typing import Final, Literal
 
 from deltawire.chat import Failure
 from deltawire.dialects import Dialect, dialect_for_url
 from deltawire.errors import InvalidSetting
 
 OPENAI_URL: Final = "https://api.openai.com/v1"
+
+Api = Literal["responses", "chat"]
+"""What an upstream speaks: the Responses API, or Chat Completions itself."""
+
+_PATHS: Final = {"responses": "responses", "chat": "chat/completions"}
 
 # A hundred times what a pool of a few accounts serves at once; an entry is some 100 bytes.
 _MAX_AFFINITIES: Final = 10_000
@@ -111,6 +116,11 @@ class Account:
         return endpoint(self._base_url)
 
     @property
+    def chat_url(self) -> str:
+        """Where completions are asked for, if the upstream speaks Chat Completions."""
+        return endpoint(self._base_url, "chat")
+
+    @property
     def shown_url(self) -> str:
         """The base URL in a form that messages may have: a query can hold a key."""
         return self._base_url.partition("?")[0]
@@ -134,8 +144,8 @@ class Account:
         return self.dialect or dialect_for_url(self._base_url)
 
 
-def endpoint(base_url: str) -> str:
-    """Where responses are asked for, at the upstream with that base URL.
+def endpoint(base_url: str, api: Api = "responses") -> str:
+    """Where answers are asked for, at the upstream with that base URL.
 
     Raises InvalidSetting for what is no URL of an HTTP server.
     """
@@ -161,8 +171,8 @@ def endpoint(base_url: str) -> str:
     if port is not None and (len(port) > 5 or not 0 < int(port or 0) < 2**16):
         raise InvalidSetting("base_url", f"expected a port from 1 to 65535, found {port[:6]!r}")
     path = path.rstrip("/") or "v1"
-    if path.rpartition("/")[2] != "responses":
-        path += "/responses"
+    if not f"/{path}".endswith(f"/{_PATHS[api]}"):
+        path += f"/{_PATHS[api]}"
     return f"{scheme}://{authority}/{path}{mark}{query}"
 
 

@@ -1,8 +1,9 @@
 """`Exchange`: one chat call against the accounts that can serve it. All policy, no I/O.
 
 What may live here: which attempt is made when, what each came to, when the call is over and what
-the client is told. What may not: bytes of a stream (`stream`), the choice of an account
-(`accounts`), what an error answer says (`rejection`), sockets and clocks (the transports).
+the client is told. What may not: bytes of a stream (`stream`, `relay`), what an upstream is sent
+(`calls`), the choice of an account (`accounts`), what an error answer says (`rejection`), what a
+failure means (`verdicts`), sockets and clocks (the transports).
 
 Theory of operation
 -------------------
@@ -27,16 +28,12 @@ attempt settles, so that what is handed out then is the last word.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Final, Generic, TypeVar
-
-import msgspec
-from msgspec import Struct
+from typing import Any, Generic, TypeVar
 
 from deltawire import rejection, shapes
-from deltawire._version import __version__
-from deltawire.accounts import Account, AccountPool, Health, Unready
+from deltawire.accounts import Account, AccountPool, Api, Unready
 from deltawire.attempts import (
     DEFAULT_POLICY,
     DEFAULT_TIMEOUTS,
@@ -45,27 +42,12 @@ from deltawire.attempts import (
     Policy,
     Timeouts,
 )
+from deltawire.calls import Call, RelayedCall, TranslatedCall
 from deltawire.chat import ChatCompletion, Failure, without_secrets
 from deltawire.completion import ChatCompletionFold
-from deltawire.errors import (
-    InvalidRequest,
-    LocalProtocolError,
-    NoAccountReady,
-    UnsupportedField,
-    UpstreamError,
-    UpstreamRejected,
-    UpstreamTimeout,
-    UpstreamTruncated,
-    UpstreamUnreachable,
-)
+from deltawire.errors import LocalProtocolError, UpstreamError, UpstreamRejected
 from deltawire.reading import ReportEntry
-from deltawire.renderings import Rendering
-from deltawire.request import (
-    Translated,
-    refuses_encrypted_reasoning,
-    to_responses_request,
-    without_reasoning,
-)
+from deltawire.renderings import Machine, Rendering
 from deltawire.steps import (
     CLOSE,
     ENDED,
@@ -76,36 +58,12 @@ from deltawire.steps import (
     Phase,
     Signal,
     Step,
-    UpstreamRequest,
     Wait,
 )
-from deltawire.stream import ChatStream, State
+from deltawire.stream import State
+from deltawire.verdicts import ERRORS, Verdict, health, late, unready
 
 Out = TypeVar("Out")
-
-_ERRORS: Final[Mapping[str | None, type[UpstreamError]]] = {
-    shapes.TRUNCATED: UpstreamTruncated,
-    rejection.TIMEOUT: UpstreamTimeout,
-    rejection.UNREACHABLE: UpstreamUnreachable,
-    rejection.NO_ACCOUNT_READY: NoAccountReady,
-}
-
-
-class _Verdict(Struct, frozen=True):
-    """A failure with what a client is told of it."""
-
-    failure: Failure
-    status: int
-    retry_after: float | None = None
-    kind: type[UpstreamError] = UpstreamError
-    partial: ChatCompletion | None = None
-
-    @property
-    def worth(self) -> int:
-        """Which of several failures is told: one that says when to come back, none of a key."""
-        if self.status == 429:
-            return 2 if self.retry_after is None else 3
-        return 0 if self.status in (401, 403) else 1
 
 
 class Exchange(Generic[Out]):
@@ -114,6 +72,8 @@ class Exchange(Generic[Out]):
     chat_request: as decoded from JSON.
     pool: the accounts; shared with other calls.
     rendering: AsEvents, AsFrames or AsCompletion.
+    api: what the accounts' upstreams speak. One that speaks Chat Completions is sent the request as
+        it is, `stream` included, and its answer is passed on byte for byte.
     now: the time on the caller's clock, seconds; every report has it.
     unix_time, call_id: for what upstream does not give of time and identity.
     jitter: from 0 to 1, at random.
@@ -131,8 +91,9 @@ class Exchange(Generic[Out]):
         self,
         chat_request: Mapping[str, Any],
         pool: AccountPool,
-        rendering: Callable[[ChatStream], Rendering[Out]],
+        rendering: Callable[[Machine], Rendering[Out]],
         *,
+        api: Api = "responses",
         now: float,
         unix_time: float,
         call_id: str,
@@ -144,7 +105,6 @@ class Exchange(Generic[Out]):
         on_attempt: Callable[[Attempt], object] | None = None,
         stream_options: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        self._chat_request = chat_request
         self._pool = pool
         self._rendering = rendering
         self._began = now
@@ -153,7 +113,6 @@ class Exchange(Generic[Out]):
         self._jitter = jitter
         self._policy = policy
         self._timeouts = timeouts
-        self._strict = strict
         self._on_attempt = on_attempt
         self._stream_options = stream_options
 
@@ -162,19 +121,13 @@ class Exchange(Generic[Out]):
         self.step: Step = ENDED
         """What is to be done next."""
 
-        self._translations: dict[int, Translated] = {}
-        self._without_reasoning = False
-        translated = self._first_translation(pool.accounts)
-        self._model: str = translated.body["model"]
-        serving = [account for account in pool.accounts if account.serves(self._model)]
-        if not serving:
-            raise InvalidRequest(
-                f"model: expected one that an account serves, found {self._model[:80]!r}",
-                "model",
-                "model_not_found",
-            )
-        self._translation = self._first_translation(serving)
-        self._affinity = affinity or _affinity(self._translation.body)
+        self._call: Call = (
+            TranslatedCall(chat_request, pool.accounts, strict=strict)
+            if api == "responses"
+            else RelayedCall(chat_request, pool.accounts)
+        )
+        self._model = self._call.model
+        self._affinity = affinity or self._call.affinity
 
         self._total = now + _seconds(timeouts.total)
         self._patience = now + policy.wait
@@ -183,7 +136,7 @@ class Exchange(Generic[Out]):
         self._idle = _seconds(timeouts.idle)
         self._silent = True
         self._account: Account | None = None
-        self._stream: ChatStream | None = None
+        self._stream: Machine | None = None
         self._answer: Rendering[Out] | None = None
         self._headers: Mapping[str, str] = {}
         self._error_body = bytearray()
@@ -191,8 +144,8 @@ class Exchange(Generic[Out]):
 
         self._upcoming: Account | Unready | None = None
         self._left = False
-        self._verdict: _Verdict | None = None
-        self._empty_answer: tuple[Rendering[Out], ChatStream, Out] | None = None
+        self._verdict: Verdict | None = None
+        self._empty_answer: tuple[Rendering[Out], Machine, Out] | None = None
         self._phase = Phase.WAITING
         self._find_account(now)
         self._go_on(now)
@@ -207,10 +160,10 @@ class Exchange(Generic[Out]):
     @property
     def report(self) -> list[ReportEntry]:
         """What of the request could not be carried over, to the upstream of the last attempt."""
-        return self._translation.report
+        return self._call.report
 
     @property
-    def stream(self) -> ChatStream | None:
+    def stream(self) -> Machine | None:
         """The machine of what was handed out, else of the last attempt that was accepted."""
         return self._stream
 
@@ -352,47 +305,6 @@ class Exchange(Generic[Out]):
         self._go_on(now)
         return self._last_word()
 
-    # The request.
-
-    def _first_translation(self, accounts: Iterable[Account]) -> Translated:
-        """For the first of them whose upstream can take it; the error, if none can."""
-        errors: list[UnsupportedField] = []
-        for account in accounts:
-            try:
-                return self._translated(account)
-            except UnsupportedField as error:
-                errors.append(error)
-        raise errors[0]
-
-    def _translated(self, account: Account) -> Translated:
-        dialect = account.speaks
-        known = self._translations.get(id(dialect))
-        if known is None:
-            known = to_responses_request(self._chat_request, dialect=dialect, strict=self._strict)
-            self._translations[id(dialect)] = known
-        return known
-
-    def _request(self, account: Account) -> UpstreamRequest:
-        self._translation = self._translated(account)
-        body = self._translation.body
-        if self._without_reasoning:
-            body = without_reasoning(body)
-        streamed = self._policy.stream_upstream
-        kind = "text/event-stream" if streamed else "application/json"
-        headers = [
-            ("Content-Type", "application/json"),
-            ("Accept", kind),
-            # A stream that is compressed arrives in lumps.
-            ("Accept-Encoding", "identity"),
-            ("User-Agent", f"deltawire/{__version__}"),
-        ]
-        own = {name.lower() for name, _ in account.headers}
-        headers = [each for each in headers if each[0].lower() not in own]
-        if account.key is not None and "authorization" not in own:
-            headers.append(("Authorization", f"Bearer {account.key}"))
-        data = msgspec.json.encode({**body, "stream": streamed})
-        return UpstreamRequest(account.url, [*headers, *account.headers], data, account)
-
     # An attempt, from its beginning to its end.
 
     def _begin(self, account: Account, now: float) -> None:
@@ -406,14 +318,14 @@ class Exchange(Generic[Out]):
             number=len(self.attempts) + 1, account=account.name, model=self._model, started=now
         )
         self.attempts.append(attempt)
-        request = self._request(account)
+        request = self._call.request(account, stream=self._policy.stream_upstream)
         gate = None if self._on_attempt is None else self._on_attempt(attempt)
         self.step = Open(request, self._timeouts.connect, gate)
 
     def _begin_answer(self, now: float) -> None:
         account = self._current()
-        self._stream = self._translation.chat_stream(
-            **{
+        self._stream = self._call.machine(
+            {
                 "default_id": f"chatcmpl-{self._call_id}",
                 "default_created": int(self._unix_time),
                 "default_model": self._model,
@@ -443,10 +355,10 @@ class Exchange(Generic[Out]):
                 outcome = "empty"
             return self._succeed(outcome, out, now)
         truncated = failure.code in (shapes.TRUNCATED, rejection.TIMEOUT)
-        verdict = _Verdict(
+        verdict = Verdict(
             failure,
             rejection.status_of(failure),
-            kind=_ERRORS.get(failure.code, UpstreamError),
+            kind=ERRORS.get(failure.code, UpstreamError),
             partial=answer.partial,
         )
         final = self._fail("truncated" if truncated else "failed", verdict, now)
@@ -472,33 +384,25 @@ class Exchange(Generic[Out]):
             self._advance(Signal.FINISHED)
         return out
 
-    def _fail(self, outcome: Outcome, verdict: _Verdict, now: float) -> Out | None:
+    def _fail(self, outcome: Outcome, verdict: Verdict, now: float) -> Out | None:
         """What is handed out in place of what the attempt said."""
         if self._verdict is None or verdict.worth >= self._verdict.worth:
             self._verdict = verdict
         final = self._answer is not None and self._answer.handed_out
-        again = self._may_strip_reasoning(verdict.failure, now)
+        again = self._may_go_on(now) and self._call.can_amend(verdict.failure)
         of_the_request = not (verdict.failure.retryable or again)
         self._settle(outcome, now, verdict)
         if final or of_the_request:
             self._verdict = verdict
         elif again:
-            self._without_reasoning = True
+            self._call.amend()
             self._upcoming = self._current()
         else:
             self._find_account(now)
         self._advance(Signal.SETTLED)
         return None if final else self._last_word()
 
-    def _may_strip_reasoning(self, failure: Failure, now: float) -> bool:
-        if self._without_reasoning or not refuses_encrypted_reasoning(failure):
-            return False
-        if not self._may_go_on(now):
-            return False
-        given = self._translation.body.get("input")
-        return isinstance(given, list) and any(item.get("type") == "reasoning" for item in given)
-
-    def _settle(self, outcome: Outcome, now: float, verdict: _Verdict | None = None) -> None:
+    def _settle(self, outcome: Outcome, now: float, verdict: Verdict | None = None) -> None:
         """Say what the attempt came to. Every attempt passes here once."""
         attempt, stream = self.attempts[-1], self._stream
         attempt.outcome = outcome
@@ -509,7 +413,7 @@ class Exchange(Generic[Out]):
             attempt.code = verdict.failure.code
         self._pool.settle(
             self._current(),
-            _health(outcome, attempt.status, verdict),
+            health(outcome, attempt.status, verdict),
             now,
             model=self._model,
             retry_after=self._retry_after,
@@ -549,7 +453,7 @@ class Exchange(Generic[Out]):
     def _reject(self, now: float) -> Out | None:
         status = self.attempts[-1].status or 0
         failure = rejection.failure_of(status, self._headers, bytes(self._error_body))
-        verdict = _Verdict(
+        verdict = Verdict(
             failure.without(self._current().secrets),
             rejection.status_for_client(status),
             self._retry_after,
@@ -562,7 +466,7 @@ class Exchange(Generic[Out]):
         where = f"base_url {account.shown_url}: "
         failure = Failure(where + reason, type=shapes.UPSTREAM_ERROR, code=code)
         failure = failure.without(account.secrets)
-        verdict = _Verdict(failure, rejection.status_of(failure), kind=_ERRORS[code])
+        verdict = Verdict(failure, rejection.status_of(failure), kind=ERRORS[code])
         return self._fail("unreachable", verdict, now)
 
     def _break_off(self, reason: str, code: str | None, now: float) -> Out | None:
@@ -586,13 +490,13 @@ class Exchange(Generic[Out]):
         self._upcoming = None
         if not self._may_go_on(now):
             if now >= self._total and not self.attempts:
-                self._verdict = _late(self._lateness(now))
+                self._verdict = late(self._lateness(now))
             return
         found = self._choose(now)
         if isinstance(found, Account) or found.until < min(self._patience, self._total):
             self._upcoming = found
         elif self._verdict is None and not self.attempts:
-            self._verdict = _unready(found, now)
+            self._verdict = unready(found, now)
 
     def _may_go_on(self, now: float) -> bool:
         """Whether there may be one more attempt, whoever makes it."""
@@ -607,12 +511,9 @@ class Exchange(Generic[Out]):
             found = self._pool.choose(self._model, now, affinity=self._affinity, exclude=exclude)
             if isinstance(found, Unready):
                 return found
-            try:
-                self._translated(found)
-            except UnsupportedField:
-                exclude.add(found.name)
-            else:
+            if self._call.fits(found):
                 return found
+            exclude.add(found.name)
 
     def _go_on(self, now: float) -> None:
         upcoming, self._upcoming = self._upcoming, None
@@ -656,51 +557,3 @@ class Exchange(Generic[Out]):
 
 def _seconds(limit: float | None) -> float:
     return math.inf if limit is None else limit
-
-
-def _affinity(body: Mapping[str, Any]) -> str | None:
-    """What a request says of the cache or the conversation that it belongs to."""
-    for key in ("prompt_cache_key", "conversation", "previous_response_id"):
-        value = body.get(key)
-        if isinstance(value, Mapping):
-            value = value.get("id")
-        if isinstance(value, str) and value:
-            return f"{key}:{value}"
-    return None
-
-
-def _health(outcome: Outcome, status: int | None, verdict: _Verdict | None) -> Health:
-    if outcome == "cancelled":
-        return Health.UNKNOWN
-    if verdict is None:
-        return Health.WELL
-    if status in (401, 403):
-        return Health.REFUSED
-    failure = verdict.failure
-    # Another account's reasoning says nothing of this one.
-    tired = failure.retryable and not refuses_encrypted_reasoning(failure)
-    return Health.TIRED if tired else Health.WELL
-
-
-def _late(message: str) -> _Verdict:
-    """What a call is told whose time was over before anybody could serve it."""
-    failure = Failure(message, type=shapes.UPSTREAM_ERROR, code=rejection.TIMEOUT)
-    return _Verdict(failure, rejection.status_of(failure), kind=UpstreamTimeout)
-
-
-def _unready(found: Unready, now: float) -> _Verdict:
-    """What a call is told that nobody can serve now."""
-    if found.refused and found.failure is not None:
-        return _Verdict(found.failure, found.status or 502, kind=UpstreamRejected)
-    wait = max(0.0, found.until - now)
-    last = "" if found.failure is None else f"; it last said: {found.failure.message}"
-    return _Verdict(
-        Failure(
-            f"every account rests; the first is back in {wait:.1f} s{last}",
-            type="rate_limit_error",
-            code=rejection.NO_ACCOUNT_READY,
-        ),
-        429,
-        wait,
-        NoAccountReady,
-    )

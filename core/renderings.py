@@ -1,6 +1,6 @@
 """How the answer of one attempt is handed out: as events, as frames, or as a whole completion.
 
-Each is a thin view of one `ChatStream`, with the same three calls; the exchange makes one for each
+Each is a thin view of one `Machine`, with the same three calls; the exchange makes one for each
 attempt and decides whether what it gives is handed out at all.
 """
 
@@ -8,11 +8,38 @@ from __future__ import annotations
 
 from typing import Final, Protocol, TypeVar
 
-from deltawire.chat import ChatCompletion, Event, Failure
+from deltawire.chat import ChatCompletion, Event, Failure, Usage
 from deltawire.completion import ChatCompletionFold
-from deltawire.stream import ChatStream, State
+from deltawire.stream import State
 
 Out = TypeVar("Out", covariant=True)
+
+
+class Machine(Protocol):
+    """What an answer goes through: a `ChatStream`, or a `ChatRelay`, which say more on each."""
+
+    state: State
+    end: State | None
+    usage: Usage | None
+    failure: Failure | None
+
+    def receive_data(self, data: bytes) -> list[Event]: ...
+    def receive_eof(self) -> list[Event]: ...
+    def receive_break(self, failure: Failure) -> list[Event]: ...
+    def translate(self, data: bytes) -> bytes: ...
+    def translate_eof(self) -> bytes: ...
+    def translate_break(self, failure: Failure) -> bytes: ...
+
+    @property
+    def produced_output(self) -> bool: ...
+    @property
+    def said_nothing(self) -> bool: ...
+    @property
+    def wants_close(self) -> bool: ...
+
+    @property
+    def whole(self) -> ChatCompletion | None:
+        """The completion, where it came as one and is to be handed out as it came."""
 
 
 class Rendering(Protocol[Out]):
@@ -34,7 +61,7 @@ class Rendering(Protocol[Out]):
 class AsEvents:
     """The answer as a list of `Chunk | Failure | Done`."""
 
-    def __init__(self, stream: ChatStream) -> None:
+    def __init__(self, stream: Machine) -> None:
         self._stream = stream
         self._said: list[Event] = []
         self._fold = ChatCompletionFold()
@@ -75,7 +102,7 @@ _MAX_UNFOLDED: Final = 512
 class AsFrames:
     """The answer as bytes: server-sent events for a Chat client. What was said is not kept."""
 
-    def __init__(self, stream: ChatStream) -> None:
+    def __init__(self, stream: Machine) -> None:
         self._stream = stream
         # Bound once: this is called for every piece of every answer.
         self.receive_data = stream.translate
@@ -97,7 +124,7 @@ class AsCompletion:
     Usage is in it if the stream has `include_usage`.
     """
 
-    def __init__(self, stream: ChatStream) -> None:
+    def __init__(self, stream: Machine) -> None:
         self._stream = stream
         self._fold = ChatCompletionFold()
 
@@ -115,7 +142,7 @@ class AsCompletion:
             if not isinstance(event, Failure):
                 self._fold.add(event)
         said = self._stream.end in _FINISHED and bool(events)
-        return self._fold.completion if said else None
+        return self._stream.whole or self._fold.completion if said else None
 
     @property
     def handed_out(self) -> bool:

@@ -272,6 +272,10 @@ class ChatStream:
         return self._writer.stopped
 
     @property
+    def whole(self) -> None:
+        """None: what is handed out is made here, also of an answer that came whole."""
+
+    @property
     def divergences(self) -> list[Divergence]:
         """Texts whose final form contradicts what was sent of them."""
         return self._output.divergences

@@ -116,6 +116,13 @@ key_env = "OPENAI_API_KEY"   # or key_file, or key
 #base_url = "http://127.0.0.1:8000/v1"
 #dialect = "vllm"
 #models = ["qwen*"]
+
+# One that speaks Chat Completions itself; without dialect, strict and stream_options.
+#[[upstreams]]
+#name = "groq"
+#base_url = "https://api.groq.com/openai/v1"
+#api = "chat"
+#models = ["llama*"]
 """
 
 

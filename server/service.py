@@ -19,7 +19,7 @@ from typing import Any, Final, Generic, Self, TypeVar
 from msgspec import structs
 
 from deltawire.attempts import Attempt
-from deltawire.errors import InvalidRequest, InvalidSetting
+from deltawire.errors import InvalidRequest
 from deltawire.server.access import LOGGER, as_json, for_people
 from deltawire.server.app import COMPLETIONS, App, ChatCall, Reply, error_reply
 from deltawire.server.delivery import Delivery
@@ -68,10 +68,6 @@ class Service(Generic[T]):
         return App(config, health=self._health, metrics=self.metrics.reply)
 
     def _share(self, upstream: Upstream) -> _Shared[T]:
-        if upstream.api == "chat":
-            raise InvalidSetting(
-                f"upstreams[{upstream.name}].api", "an upstream of this kind is not built yet"
-            )
         return _Shared(upstream, self._kind(**upstream.settings()))
 
     # The configuration.

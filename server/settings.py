@@ -170,7 +170,8 @@ class StreamOptions:
 class Upstream:
     """One API that models are served by.
 
-    api: what it speaks; "chat" is passed through as it is.
+    api: what it speaks; "chat" is passed through as it is, so that `dialect`, `strict` and
+        `stream_options` are not to be set beside it.
     base_url: as SDKs have it; `/v1` is added to a URL without a path.
     dialect: how it differs; None: what its URL says.
     models: patterns (`gpt-5*`) of the models it serves; none: all.
@@ -212,6 +213,7 @@ class Upstream:
             cert = (self.cert, self.cert_key)
         return {
             "base_url": self.base_url,
+            "api": self.api,
             "accounts": self.accounts,
             "timeouts": self.timeouts,
             "policy": self.policy,
@@ -220,7 +222,7 @@ class Upstream:
             "proxy": self.proxy,
             "verify": self.verify,
             "cert": cert,
-            "stream_options": self.stream_options.arguments(),
+            "stream_options": {} if self.api == "chat" else self.stream_options.arguments(),
         }
 
 

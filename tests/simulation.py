@@ -19,11 +19,10 @@ from itertools import chain, repeat
 from types import MappingProxyType
 from typing import Any, Final, Generic, Literal, TypeVar
 
-from deltawire import ChatStream
 from deltawire.accounts import Account, AccountPool, Health
 from deltawire.attempts import DEFAULT_POLICY, DEFAULT_TIMEOUTS, Attempt, Policy, Timeouts
 from deltawire.exchange import Exchange
-from deltawire.renderings import Rendering
+from deltawire.renderings import Machine, Rendering
 from deltawire.steps import TRANSITIONS, Close, Ended, Open, Phase, Read, Signal, Wait
 
 Out = TypeVar("Out")
@@ -234,7 +233,7 @@ class Simulation:
     def call(
         self,
         chat_request: Mapping[str, Any],
-        rendering: Callable[[ChatStream], Rendering[Out]],
+        rendering: Callable[[Machine], Rendering[Out]],
         **options: Any,
     ) -> Call[Out]:
         """Play one call with a pool of its own, to its end."""
@@ -257,7 +256,7 @@ class Simulation:
         self,
         pool: AccountPool,
         chat_request: Mapping[str, Any],
-        rendering: Callable[[ChatStream], Rendering[Out]],
+        rendering: Callable[[Machine], Rendering[Out]],
         **options: Any,
     ) -> Call[Out]:
         """Play one call, to its end, with that pool."""

@@ -408,7 +408,7 @@ def test_no_key_is_shown_by_what_has_it(upstream: Upstream) -> None:
         shown += [answer.attempts, answer.report, answer.completion, vars(answer)]
         answer.close()
         wire = transport.stream_wire(REQUEST)
-        requests.append(answer.exchange._request(account))
+        requests.append(answer.exchange._call.request(account, stream=True))
         shown += [wire, requests, requests[0]]
     for loop_transport in (AsyncioTransport, TrioTransport):
         made = loop_transport(accounts=pool, verify=False)

@@ -365,7 +365,7 @@ def test_what_nobody_serves_is_not_found(upstream: Upstream) -> None:
         asked = [
             client.post("/responses", json={"model": "gpt-9"}),
             client.post("/responses", content=b"no JSON"),
-            client.post("/chat/completions", json={"model": "m"}),
+            client.post("/embeddings", json={"model": "m"}),
             client.get("/responses"),
         ]
         assert client.post("/responses?api-version=v1", json={"model": "m"}).status_code == 200

@@ -1,4 +1,4 @@
-"""A Responses upstream on this machine, over real sockets, that does what a script says.
+"""An upstream on this machine, over real sockets, that does what a script says.
 
     gate = Gate()
     with Upstream() as upstream:
@@ -482,7 +482,8 @@ class Upstream:
         with self._changed:
             self.requests.append(request)
             self._changed.notify_all()
-            if request.method != "POST" or not request.path.split("?")[0].endswith("/responses"):
+            path = request.path.split("?")[0]
+            if request.method != "POST" or not path.endswith(("/responses", "/chat/completions")):
                 return error(404, f"Invalid URL ({request.method} {request.path})")
             model, key = request.model, request.key
             for asked in ((model, key), (None, key), (model, None), (None, None)):

@@ -16,9 +16,8 @@ from typing import Any, ClassVar, Final, Generic, Protocol, Self, TypeVar, Unpac
 
 from deltawire.chat import ChatCompletion, Chunk, Event
 from deltawire.exchange import Exchange
-from deltawire.renderings import AsCompletion, AsEvents, AsFrames, Rendering
+from deltawire.renderings import AsCompletion, AsEvents, AsFrames, Machine, Rendering
 from deltawire.steps import Close, Open, Read, Wait
-from deltawire.stream import ChatStream
 from deltawire.transports.answers import (
     WITH_USAGE,
     Answer,
@@ -333,7 +332,7 @@ class AsyncTransport(Transport):
     def _call(
         self,
         chat_request: Mapping[str, Any],
-        rendering: Callable[[ChatStream], Rendering[Out]],
+        rendering: Callable[[Machine], Rendering[Out]],
         affinity: str | None,
         on_attempt: OnAttempt | None,
         options: Mapping[str, Any] = NOTHING,

@@ -19,12 +19,14 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Final, TypedDict, TypeVar
 from urllib.parse import urlsplit
 
-from deltawire.accounts import OPENAI_URL, Account, AccountPool
+from deltawire.accounts import OPENAI_URL, Account, AccountPool, Api
 from deltawire.attempts import DEFAULT_POLICY, DEFAULT_TIMEOUTS, Attempt, Policy, Timeouts
+from deltawire.calls import asked_as_stream, asked_whole
 from deltawire.dialects import Dialect
 from deltawire.errors import InvalidSetting
 from deltawire.exchange import Exchange
-from deltawire.renderings import Rendering
+from deltawire.relay import ChatRelay
+from deltawire.renderings import AsCompletion, Machine, Rendering
 from deltawire.stream import ChatStream
 from deltawire.transports.http import Library, installed_library, library_of
 
@@ -43,6 +45,7 @@ class Settings(TypedDict, total=False):
     """The arguments of a transport, all keyword-only; what they mean is said at `Transport`."""
 
     base_url: str
+    api: Api
     api_key: str | None
     accounts: Iterable[Account] | AccountPool | None
     dialect: Dialect | None
@@ -65,6 +68,8 @@ class Transport:
     """The settings of a transport, all keyword-only.
 
     base_url: of the upstream, as SDKs have it; `/v1` is added to a URL without a path.
+    api: what the upstream speaks; "chat": Chat Completions, which is passed through byte for byte.
+        `dialect` and `strict` have no meaning then, nor have stream options but `max_event_size`.
     api_key: sent as `Authorization: Bearer`; None: no such header.
     accounts: instead of a key, the accounts that can serve, or a pool of them.
     dialect: how the upstream differs; None: what its URL says.
@@ -93,6 +98,7 @@ class Transport:
         self,
         *,
         base_url: str = OPENAI_URL,
+        api: Api = "responses",
         api_key: str | None = None,
         accounts: Iterable[Account] | AccountPool | None = None,
         dialect: Dialect | None = None,
@@ -124,7 +130,11 @@ class Transport:
                 for each in accounts
             )
             self.pool = AccountPool(whole, guard=self._guard())
-        _check_stream_options(stream_options)
+        if api == "chat":
+            _check_relay(dialect, strict, stream_options)
+        else:
+            _check_stream_options(stream_options)
+        self._api = api
         self._timeouts = timeouts
         self._policy = policy
         self._strict = strict
@@ -148,7 +158,7 @@ class Transport:
             self._client = client
         self._library = library
         for account in self.pool.accounts:
-            library.check_url(account.url)
+            library.check_url(account.chat_url if api == "chat" else account.url)
 
     def __repr__(self) -> str:
         # Of one whose settings are wrong there is no more than this, and tracebacks show it.
@@ -199,16 +209,22 @@ class Transport:
     def _exchange(
         self,
         chat_request: Mapping[str, Any],
-        rendering: Callable[[ChatStream], Rendering[Out]],
+        rendering: Callable[[Machine], Rendering[Out]],
         now: float,
         affinity: str | None,
         on_attempt: OnAttempt | None,
         options: Mapping[str, Any] = NOTHING,
     ) -> Exchange[Out]:
+        if self._api == "chat":
+            # Here it says how upstream is to answer.
+            kind: object = rendering
+            asked = asked_whole if kind is AsCompletion else asked_as_stream
+            chat_request = asked(chat_request)
         return Exchange(
             chat_request,
             self.pool,
             rendering,
+            api=self._api,
             now=now,
             unix_time=time.time(),
             call_id=uuid.uuid4().hex,
@@ -229,6 +245,15 @@ def _check_stream_options(options: Mapping[str, Any]) -> None:
         if name not in known:
             raise InvalidSetting(f"stream_options.{name}", "expected an option of ChatStream")
     ChatStream(**options)
+
+
+def _check_relay(dialect: Dialect | None, strict: bool, options: Mapping[str, Any]) -> None:
+    """What passes through is not changed."""
+    others = {f"stream_options.{name}": True for name in options if name != "max_event_size"}
+    for setting, value in {"dialect": dialect is not None, "strict": strict, **others}.items():
+        if value:
+            raise InvalidSetting(setting, 'expected none beside api="chat", found one')
+    ChatRelay(**options)
 
 
 def _check_number(setting: str, value: object, least: int, *, whole: bool) -> None:

@@ -18,9 +18,8 @@ from typing import Any, ClassVar, Generic, Self, TypeVar, Unpack
 
 from deltawire.chat import ChatCompletion, Chunk, Event
 from deltawire.exchange import Exchange
-from deltawire.renderings import AsCompletion, AsEvents, AsFrames, Rendering
+from deltawire.renderings import AsCompletion, AsEvents, AsFrames, Machine, Rendering
 from deltawire.steps import Close, Open, Read, Wait
-from deltawire.stream import ChatStream
 from deltawire.transports.answers import (
     WITH_USAGE,
     Answer,
@@ -352,7 +351,7 @@ class SyncTransport(Transport):
     def _call(
         self,
         chat_request: Mapping[str, Any],
-        rendering: Callable[[ChatStream], Rendering[Out]],
+        rendering: Callable[[Machine], Rendering[Out]],
         affinity: str | None,
         on_attempt: OnAttempt | None,
         options: Mapping[str, Any] = NOTHING,
