@@ -143,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
 
 _ELSEWHERE: Final = {
     "serve": "serve Chat Completions in front of a Responses upstream",
+    "simulate": "serve simulated models, for trying and for tests, without a key",
     "usage": "show what the ledger of a server has",
     "config": "print an example of a configuration, check one, make a client's key",
 }
@@ -164,7 +165,12 @@ def _elsewhere(name: str, arguments: list[str]) -> int:
     return status
 
 
-_HOMES: Final = {"serve": "serve", "usage": "usage", "config": "config_cli"}
+_HOMES: Final = {
+    "serve": "serve",
+    "simulate": "simulate",
+    "usage": "usage",
+    "config": "config_cli",
+}
 
 
 def _translate(options: argparse.Namespace) -> int:
