@@ -106,7 +106,9 @@ def _kind(node: Mapping[str, Any], depth: int) -> str:
 def _object(node: Mapping[str, Any], root: Mapping[str, Any], number: int, depth: int) -> Any:
     given, required = node.get("properties"), node.get("required")
     properties = given if isinstance(given, Mapping) else {}
-    needed = [each for each in required if isinstance(each, str)] if required else []
+    needed = (
+        [each for each in required if isinstance(each, str)] if isinstance(required, list) else []
+    )
     optional = [] if depth > _MAX_DEPTH else [each for each in properties if each not in needed]
     # In the order of the schema, as models write them.
     names = [each for each in properties if each in needed or each in optional]
@@ -115,23 +117,31 @@ def _object(node: Mapping[str, Any], root: Mapping[str, Any], number: int, depth
 
 
 def _number(node: Mapping[str, Any], number: int, *, whole: bool) -> int | float:
-    step = node.get("multipleOf") or 1
-    low = node.get("minimum", -math.inf)
-    above = node.get("exclusiveMinimum", -math.inf)
-    high = node.get("maximum", math.inf)
-    below = node.get("exclusiveMaximum", math.inf)
-    least, most = max(low, above), min(high, below)
-    count = math.ceil(least / step) if least > -math.inf else min(1, math.floor(most / step))
-    if least > -math.inf and count * step <= above:
-        count += 1
-    if most < math.inf and count * step >= below:
-        count -= 1
-    further = count + number
-    fits = further * step <= high and further * step < below
-    value = (further if fits else count) * step
-    if not whole and not least <= value <= most:
-        value = (least + most) / 2
-    return int(value) if whole else value
+    low, above = _bound(node, "minimum", -math.inf), _bound(node, "exclusiveMinimum", -math.inf)
+    high, below = _bound(node, "maximum", math.inf), _bound(node, "exclusiveMaximum", math.inf)
+    step = _bound(node, "multipleOf", 1) or 1
+
+    def fits(count: int) -> bool:
+        return low <= count * step <= high and above < count * step < below
+
+    first = 1
+    if max(low, above) > -math.inf:
+        first = math.ceil(max(low, above) / step)
+        first += not fits(first)
+    elif min(high, below) < math.inf and not fits(first):
+        first = math.floor(min(high, below) / step)
+        first -= not fits(first)
+    if whole or fits(first):
+        value = (first + number if fits(first + number) else first) * step
+        return int(value) if whole else value
+    # Between two whole numbers.
+    return (max(low, above) + min(high, below)) / 2
+
+
+def _bound(node: Mapping[str, Any], key: str, default: float) -> float:
+    """In draft 4, the exclusive bounds are no numbers."""
+    value = node.get(key)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else default
 
 
 def _text(node: Mapping[str, Any], name: str, number: int) -> str:
