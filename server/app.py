@@ -21,6 +21,7 @@ from deltawire.server.settings import Config, Upstream
 
 COMPLETIONS: Final = "/v1/chat/completions"
 _MODELS: Final = "/v1/models"
+_OTHERS: Final = ("/health", "/metrics", "/version")
 _JSON: Final = (("content-type", "application/json"),)
 _SHOWN: Final = 80
 
@@ -37,6 +38,7 @@ class ChatCall(Struct, frozen=True):
     """A chat request for an upstream.
 
     model: the name that the client asked for; `chat_request` has the upstream's.
+    client: the name of its key. peer: its address.
     """
 
     upstream: Upstream
@@ -45,6 +47,15 @@ class ChatCall(Struct, frozen=True):
     client: str | None
     request_id: str
     streamed: bool
+    peer: str = ""
+
+
+def route_of(path: str) -> str:
+    """Which of the few routes it is, whatever a client made of it; "other" where it is none."""
+    path = path.rstrip("/")
+    if path in (COMPLETIONS, *_OTHERS):
+        return path
+    return _MODELS if path == _MODELS or path.startswith(_MODELS + "/") else "other"
 
 
 class Rejection(Exception):
@@ -77,6 +88,7 @@ class App:
     """The routes, for one configuration.
 
     health: whether all is well, and what `/health` says.
+    metrics: what `/metrics` says.
     """
 
     def __init__(
@@ -84,29 +96,38 @@ class App:
         config: Config,
         *,
         health: Callable[[], tuple[bool, dict[str, Any]]],
+        metrics: Callable[[], Reply],
     ) -> None:
         self.config = config
         self._keys = ClientKeys(config.clients)
         self._health = health
+        self._metrics = metrics
 
-    def answer(self, request: Request | Refused, request_id: str) -> Reply | ChatCall:
+    def answer(
+        self, request: Request | Refused, request_id: str, peer: str = ""
+    ) -> Reply | ChatCall:
         """What to say to a request, or what to ask an upstream."""
         if isinstance(request, Refused):
             return error_reply(request.status, request.reason)
         try:
-            return self._route(request, request_id)
+            return self._route(request, request_id, peer)
         except Rejection as rejection:
             return rejection.reply
 
-    def _route(self, request: Request, request_id: str) -> Reply | ChatCall:
+    def _route(self, request: Request, request_id: str, peer: str) -> Reply | ChatCall:
         path = request.path.rstrip("/")
         if path == COMPLETIONS:
             _only(request, "POST")
-            return self._chat(request, self._client(request), request_id)
+            return self._chat(request, self._client(request), request_id, peer)
         if path == "/health":
             _only(request, "GET", "HEAD")
             well, said = self._health()
             return json_reply(said, 200 if well else 503)
+        if path == "/metrics" and self.config.server.metrics != "none":
+            _only(request, "GET", "HEAD")
+            if self.config.server.metrics == "clients":
+                self._client(request)
+            return self._metrics()
         if path == "/version":
             _only(request, "GET", "HEAD")
             return json_reply({"name": "deltawire", "version": __version__})
@@ -162,7 +183,9 @@ class App:
 
     # Chat.
 
-    def _chat(self, request: Request, client: Client | None, request_id: str) -> ChatCall:
+    def _chat(
+        self, request: Request, client: Client | None, request_id: str, peer: str
+    ) -> ChatCall:
         chat_request = _decoded(request)
         model = chat_request.get("model")
         if not isinstance(model, str) or not model:
@@ -187,6 +210,7 @@ class App:
             None if client is None else client.name,
             request_id,
             bool(streamed),
+            peer,
         )
 
 

@@ -34,6 +34,7 @@ EXAMPLE: Final = """\
 #write_stall = 60.0          # a client that does not read is gone after this; inf
 #shutdown = 30.0             # how long running answers may go on after SIGTERM
 #log = "human"               # "json", "none"
+#metrics = "open"            # "clients": for those with a key; "none"
 #report_header = true        # x-deltawire-report: what of a request was lost
 
 [limits]

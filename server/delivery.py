@@ -52,11 +52,17 @@ class Delivery:
         """What of the request was lost, for a header; to be set before anything is sent."""
         self.status = 200
         """What the client was told."""
+        self.ended = False
+        """Whether the client was told all of it."""
+        self.events = 0
+        """How many frames of a stream."""
 
     def frames(self, frames: bytes, now: float, *, last: bool) -> bytes:
         """A piece of a stream; `last`: nothing follows it."""
         head = self._begin()
         self.due = self._next_ping(now)
+        # Each is a line and an empty one.
+        self.events += frames.count(b"\n") // 2
         return head + (self._end(frames) if last else self._connection.frame(frames))
 
     def completion(self, completion: ChatCompletion) -> bytes:
@@ -94,12 +100,14 @@ class Delivery:
 
     def _end(self, data: bytes) -> bytes:
         self.due = math.inf
+        self.ended = True
         return self._connection.end(data)
 
     def _whole(self, reply: Reply) -> bytes:
         if self.begun:
             return self._end(reply.body)
         self.due = math.inf
+        self.ended = True
         headers = [*reply.headers, *self._own_headers()]
         return self._connection.respond(reply.status, headers, reply.body)
 

@@ -16,7 +16,7 @@ from deltawire.errors import DeltawireError
 from deltawire.server.app import ChatCall, Reply
 from deltawire.server.delivery import Delivery
 from deltawire.server.http import Phase, Refused, Request
-from deltawire.server.service import Service
+from deltawire.server.service import Service, Serving, host_of
 from deltawire.transports import AsyncioTransport
 
 _log: Final = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class Connection(asyncio.Protocol):
         self._answers = answers
         self._loop = asyncio.get_running_loop()
         self._http = service.connection()
+        self._peer = ""
         self._socket: asyncio.Transport | None = None
         # The present one; what is left of one before is no business of this client any more.
         self._task: asyncio.Task[None] | None = None
@@ -56,11 +57,12 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._socket = cast(asyncio.Transport, transport)
+        self._peer = host_of(transport.get_extra_info("peername"))
         limits = self._service.config.limits
         self._socket.set_write_buffer_limits(high=limits.buffer)
         self._clients.add(self)
         if len(self._clients) > limits.connections:
-            self._write(self._service.respond(self._http, self._service.too_many()))
+            self._write(self._service.respond(self._http, self._service.too_many(self._peer)))
         self._follow_phase()
 
     def data_received(self, data: bytes) -> None:
@@ -107,7 +109,7 @@ class Connection(asyncio.Protocol):
         self._follow_phase()
 
     def _answer(self, request: Request | Refused) -> None:
-        answer = self._service.answer(request)
+        answer = self._service.answer(request, self._peer)
         if isinstance(answer, Reply):
             self._write(self._service.respond(self._http, answer))
             return
@@ -121,10 +123,11 @@ class Connection(asyncio.Protocol):
         self._delivery = delivery
         self._wait_for_silence(delivery)
         try:
-            try:
-                await self._ask(call, delivery)
-            except DeltawireError as error:
-                self._write(delivery.failure(error))
+            with service.serving(call, delivery) as serving:
+                try:
+                    await self._ask(call, serving, delivery)
+                except DeltawireError as error:
+                    self._write(delivery.failure(error))
         except Exception:
             _log.exception("request %s", call.request_id)
             self._abort()
@@ -137,9 +140,10 @@ class Connection(asyncio.Protocol):
             self._stop_timer("silence")
         self._look()
 
-    async def _ask(self, call: ChatCall, delivery: Delivery) -> None:
-        transport, now = self._service.transport(call), self._loop.time
-        on_attempt = self._service.on_attempt(call)
+    async def _ask(
+        self, call: ChatCall, serving: Serving[AsyncioTransport], delivery: Delivery
+    ) -> None:
+        transport, on_attempt, now = serving.transport, serving.on_attempt, self._loop.time
         if not call.streamed:
             whole = await transport.create(call.chat_request, on_attempt=on_attempt)
             self._write(delivery.completion(whole))
@@ -190,7 +194,7 @@ class Connection(asyncio.Protocol):
                 self._close()
 
     def _too_slow(self) -> None:
-        self._write(self._service.respond(self._http, self._service.too_slow()))
+        self._write(self._service.respond(self._http, self._service.too_slow(self._peer)))
         self._follow_phase()
 
     def _wait_for_silence(self, delivery: Delivery) -> None:
@@ -266,6 +270,15 @@ async def serve(
         ssl=tls,
         backlog=_BACKLOG,
     )
+    closing: set[asyncio.Task[None]] = set()
+
+    def close(transport: AsyncioTransport) -> None:
+        task = loop.create_task(transport.aclose())
+        closing.add(task)
+        task.add_done_callback(closing.discard)
+
+    service.close = close
+    service.metrics.connections.set_function(lambda: len(clients))
     if started is not None:
         started.set_result(server.sockets[0].getsockname()[1])
     await stop.wait()
@@ -283,5 +296,7 @@ async def serve(
     if answers:
         # They have upstream's connections.
         await asyncio.wait(answers)
-    for transport in service.transports.values():
+    for transport in service.transports:
         await transport.aclose()
+    if closing:
+        await asyncio.wait(closing)

@@ -28,7 +28,7 @@ from deltawire.errors import DeltawireError
 from deltawire.server.app import ChatCall, Reply
 from deltawire.server.delivery import Delivery
 from deltawire.server.http import Phase, Refused, Request
-from deltawire.server.service import Service
+from deltawire.server.service import Service, Serving, host_of
 from deltawire.transports import SyncTransport
 from deltawire.transports.sync import SyncStream
 
@@ -63,6 +63,7 @@ class Connection:
         service: Service[SyncTransport],
         watcher: _Watcher,
         tls: ssl.SSLContext | None,
+        peer: object,
     ) -> None:
         self._socket = client
         self._service = service
@@ -70,6 +71,7 @@ class Connection:
         self._tls = tls
         self._lock = threading.Lock()
         self._http = service.connection()
+        self._peer = host_of(peer)
         self._unsent = bytearray()
         # While upstream is asked.
         self._answer: SyncStream[Any, Any] | None = None
@@ -121,7 +123,11 @@ class Connection:
                 data = self._receive(until)
             except TimeoutError:
                 if phase is not Phase.IDLE:
-                    self._say(partial(self._service.respond, self._http, self._service.too_slow()))
+                    self._say(
+                        partial(
+                            self._service.respond, self._http, self._service.too_slow(self._peer)
+                        )
+                    )
                 return None
             with self._lock:
                 if data:
@@ -130,16 +136,18 @@ class Connection:
                     self._http.receive_eof()
 
     def _reply(self, request: Request | Refused) -> None:
-        answer = self._service.answer(request)
+        answer = self._service.answer(request, self._peer)
         if isinstance(answer, Reply):
             self._say(partial(self._service.respond, self._http, answer))
             return
         delivery = Delivery(self._http, answer, self._service.config.server, _now())
         try:
-            self._deliver(answer, delivery)
-        except DeltawireError as error:
-            self._unwatch()
-            self._say(partial(delivery.failure, error))
+            with self._service.serving(answer, delivery) as serving:
+                try:
+                    self._deliver(answer, serving, delivery)
+                except DeltawireError as error:
+                    self._unwatch()
+                    self._say(partial(delivery.failure, error))
         except _Gone:
             raise
         except Exception:
@@ -148,9 +156,8 @@ class Connection:
         finally:
             self._unwatch()
 
-    def _deliver(self, call: ChatCall, delivery: Delivery) -> None:
-        transport = self._service.transport(call)
-        on_attempt = self._service.on_attempt(call)
+    def _deliver(self, call: ChatCall, serving: Serving[SyncTransport], delivery: Delivery) -> None:
+        transport, on_attempt = serving.transport, serving.on_attempt
         if not call.streamed:
             with transport.stream_completion(call.chat_request, on_attempt=on_attempt) as whole:
                 self._watch(whole, delivery)
@@ -378,6 +385,10 @@ class _Watcher:
         with self._changed, contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(client)
 
+    def count(self) -> int:
+        """How many clients there are."""
+        return len(self._clients)
+
     def discard(self, connection: Connection) -> None:
         """It is over."""
         with self._changed:
@@ -448,7 +459,7 @@ class _Watcher:
 
     def _accept(self) -> None:
         try:
-            client, _ = self._listener.accept()
+            client, peer = self._listener.accept()
         except (BlockingIOError, ConnectionError):
             return
         except OSError:
@@ -459,7 +470,7 @@ class _Watcher:
         client.setblocking(False)
         with contextlib.suppress(OSError):
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = Connection(client, self._service, self, self._tls)
+        connection = Connection(client, self._service, self, self._tls, peer)
         with self._changed:
             full = len(self._clients) >= self._service.config.limits.connections
             if not (full or self._closing):
@@ -468,7 +479,7 @@ class _Watcher:
             client.close()
             return
         if full:
-            self._turn_away(client)
+            self._turn_away(client, host_of(peer))
             return
         thread = threading.Thread(target=connection.run, name="deltawire-client", daemon=True)
         try:
@@ -483,14 +494,14 @@ class _Watcher:
             self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         return math.inf
 
-    def _turn_away(self, client: socket.socket) -> None:
+    def _turn_away(self, client: socket.socket, peer: str) -> None:
         """Say that there are too many, without a thread; under TLS that would take one."""
         if self._tls is not None:
             client.close()
             return
         service = self._service
         with contextlib.suppress(OSError):
-            client.send(service.respond(service.connection(), service.too_many()))
+            client.send(service.respond(service.connection(), service.too_many(peer)))
         _shut_down(client, socket.SHUT_WR)
 
         def close(now: float = 0.0) -> float:
@@ -544,6 +555,8 @@ def serve(
     watcher = _Watcher(service, listener, tls)
     watching = threading.Thread(target=watcher.run, name="deltawire-watcher", daemon=True)
     watching.start()
+    service.close = SyncTransport.close
+    service.metrics.connections.set_function(watcher.count)
     try:
         if started is not None:
             started(listener.getsockname()[1])
@@ -557,5 +570,5 @@ def serve(
         watcher.close()
         watching.join()
         watcher.release()
-        for transport in service.transports.values():
+        for transport in service.transports:
             transport.close()

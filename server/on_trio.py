@@ -23,7 +23,7 @@ from deltawire.errors import DeltawireError
 from deltawire.server.app import ChatCall, Reply
 from deltawire.server.delivery import Delivery
 from deltawire.server.http import Phase, Refused, Request
-from deltawire.server.service import Service
+from deltawire.server.service import Service, Serving, host_of
 from deltawire.transports import TrioTransport
 
 _log: Final = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ class Connection:
         self._http = service.connection()
         # Without Nagle's algorithm: trio turns that off.
         self._socket = sock
+        self._peer = _peer_of(sock)
         self._tls = (
             None
             if tls is None
@@ -81,7 +82,7 @@ class Connection:
                         await self._converse()
                     else:
                         await self._send(
-                            self._service.respond(self._http, self._service.too_many())
+                            self._service.respond(self._http, self._service.too_many(self._peer))
                         )
                         await self._linger()
                     nursery.cancel_scope.cancel()
@@ -157,7 +158,9 @@ class Connection:
                 await self._news.wait()
             if scope.cancelled_caught:
                 if phase is not Phase.IDLE:
-                    await self._send(self._service.respond(http, self._service.too_slow()))
+                    await self._send(
+                        self._service.respond(http, self._service.too_slow(self._peer))
+                    )
                 break
         await self._linger()
 
@@ -170,7 +173,7 @@ class Connection:
         return limits.body_timeout if phase is Phase.BODY else math.inf
 
     async def _answer(self, request: Request | Refused) -> None:
-        answer = self._service.answer(request)
+        answer = self._service.answer(request, self._peer)
         if isinstance(answer, Reply):
             await self._send(self._service.respond(self._http, answer))
         elif not self._http.peer_closed:
@@ -178,13 +181,14 @@ class Connection:
             self._answers.start_soon(self._deliver, answer, self._asking)
 
     async def _deliver(self, call: ChatCall, asking: trio.CancelScope) -> None:
-        delivery = Delivery(self._http, call, self._service.config.server, trio.current_time())
+        service = self._service
+        delivery = Delivery(self._http, call, service.config.server, trio.current_time())
         try:
-            with asking:
+            with asking, service.serving(call, delivery) as serving:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._break_silence, delivery)
                     try:
-                        await self._ask(call, delivery)
+                        await self._ask(call, serving, delivery)
                     except DeltawireError as error:
                         await self._send(delivery.failure(error))
                     nursery.cancel_scope.cancel()
@@ -199,9 +203,10 @@ class Connection:
             self._asking = None
             self._look()
 
-    async def _ask(self, call: ChatCall, delivery: Delivery) -> None:
-        transport = self._service.transport(call)
-        on_attempt = self._service.on_attempt(call)
+    async def _ask(
+        self, call: ChatCall, serving: Serving[TrioTransport], delivery: Delivery
+    ) -> None:
+        transport, on_attempt = serving.transport, serving.on_attempt
         if not call.streamed:
             whole = await transport.create(call.chat_request, on_attempt=on_attempt)
             await self._send(delivery.completion(whole))
@@ -292,6 +297,14 @@ class Connection:
             await self._stream.aclose()
 
 
+def _peer_of(sock: trio.SocketStream) -> str:
+    try:
+        return host_of(sock.socket.getpeername())
+    except OSError:
+        # It is gone already.
+        return ""
+
+
 async def serve(
     service: Service[TrioTransport],
     stop: trio.Event,
@@ -318,10 +331,12 @@ async def serve(
         finally:
             clients.discard(client)
 
+    service.metrics.connections.set_function(lambda: len(clients))
     try:
         # Outside the nursery, whose errors are groups: a port that is taken is the caller's to say.
         listeners = await trio.open_tcp_listeners(settings.port, host=settings.host)
         async with trio.open_nursery() as connections:
+            service.close = lambda transport: connections.start_soon(transport.aclose)
             listen = partial(trio.serve_listeners, welcome, listeners, handler_nursery=connections)
             async with trio.open_nursery() as listening:
                 listening.start_soon(listen)
@@ -334,5 +349,5 @@ async def serve(
             connections.cancel_scope.deadline = trio.current_time() + settings.shutdown
     finally:
         with trio.CancelScope(shield=True):
-            for transport in service.transports.values():
+            for transport in service.transports:
                 await transport.aclose()

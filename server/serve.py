@@ -1,5 +1,7 @@
 """`deltawire serve`: a configuration, its ledger, and the driver that it names, until a signal.
 
+SIGTERM and SIGINT end it; SIGHUP has the configuration read again.
+
 Each driver is imported when it is chosen, because each needs packages of its own.
 """
 
@@ -14,19 +16,27 @@ import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar
 
 from deltawire.errors import InvalidSetting
+from deltawire.server.access import written
 from deltawire.server.config import Config, ConfigError, load, quick
 from deltawire.server.ledger import Ledger
 from deltawire.server.service import Service
+from deltawire.transports.settings import Transport
+
+T = TypeVar("T", bound=Transport)
 
 _FINISHED: Final = 0
 _FAILED: Final = 1
 _WRONG_USAGE: Final = 2
 
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_ENDS: Final = (signal.SIGTERM, signal.SIGINT)
+# Windows has none.
+_RELOADS: Final = tuple(filter(None, [getattr(signal, "SIGHUP", None)]))
+
+_log: Final = logging.getLogger("deltawire.server")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,8 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT. Exit status: 1 if it cannot listen, 2 for a wrong setting."""
     try:
-        config = _config(options)
-        return _serve(config)
+        _serve(options)
+        return _FINISHED
     except (ConfigError, InvalidSetting) as error:
         print(f"deltawire: {error}", file=sys.stderr)
         return _WRONG_USAGE
@@ -87,12 +97,56 @@ def _config(options: argparse.Namespace) -> Config:
     return config
 
 
-def _serve(config: Config) -> int:
+def _serve(options: argparse.Namespace) -> None:
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    config = _config(options)
     tls = _tls(config)
-    with _ledger(config) as ledger:
-        _DRIVERS[config.server.transport](config, ledger, tls)
-    return _FINISHED
+    with _ledger(config) as ledger, written(sys.stdout):
+        _DRIVERS[config.server.transport](_Start(options, config, ledger, tls))
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What each driver is started with."""
+
+    options: argparse.Namespace
+    config: Config
+    ledger: Ledger | None
+    tls: ssl.SSLContext | None
+
+    def service(self, kind: type[T]) -> Service[T]:
+        return Service(self.config, kind, self.ledger)
+
+    def say_where(self, port: int) -> None:
+        scheme = "http" if self.tls is None else "https"
+        host = self.config.server.host
+        shown = f"[{host}]" if ":" in host else host
+        print(
+            f"deltawire serves {scheme}://{shown}:{port}/v1/chat/completions"
+            f" by {self.config.server.transport}",
+            flush=True,
+        )
+
+    def reload(self, service: Service[Any]) -> None:
+        """Take in what the configuration says now; one that is wrong changes nothing."""
+        if self.options.upstream is not None:
+            _log.warning("SIGHUP: there is no configuration to read again")
+            return
+        try:
+            config = _config(self.options)
+            if (self.tls is None) != (config.server.tls_cert is None):
+                raise InvalidSetting("server.tls_cert", "to turn TLS on or off takes a restart")
+            if self.tls is not None:
+                # Of those who connect from now on.
+                _load_certificate(self.tls, config)
+            fixed = service.reload(config)
+        except (ConfigError, InvalidSetting) as error:
+            _log.error("SIGHUP: the configuration stays as it was: %s", error)
+            return
+        for name in fixed:
+            _log.warning("SIGHUP: %s was changed, which takes a restart", name)
+        # The level of what a user asked for, and is to see that it was done.
+        _log.warning("SIGHUP: serving by the configuration as it is now")
 
 
 @contextlib.contextmanager
@@ -108,84 +162,83 @@ def _ledger(config: Config) -> Iterator[Ledger | None]:
 
 
 def _tls(config: Config) -> ssl.SSLContext | None:
-    server = config.server
-    if server.tls_cert is None:
+    if config.server.tls_cert is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(server.tls_cert, server.tls_key)
-    except (OSError, ssl.SSLError) as error:
-        raise InvalidSetting("server.tls_cert", f"cannot be loaded: {error}") from None
+    _load_certificate(context, config)
     return context
 
 
-def _say_where(config: Config, port: int, tls: ssl.SSLContext | None) -> None:
-    scheme = "http" if tls is None else "https"
-    host = config.server.host
-    shown = f"[{host}]" if ":" in host else host
-    print(
-        f"deltawire serves {scheme}://{shown}:{port}/v1/chat/completions"
-        f" by {config.server.transport}",
-        flush=True,
-    )
+def _load_certificate(context: ssl.SSLContext, config: Config) -> None:
+    server = config.server
+    try:
+        context.load_cert_chain(server.tls_cert or "", server.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidSetting("server.tls_cert", f"cannot be loaded: {error}") from None
 
 
-def _run_asyncio(config: Config, ledger: Ledger | None, tls: ssl.SSLContext | None) -> None:
+def _run_asyncio(start: _Start) -> None:
     import asyncio
 
     from deltawire.server.on_asyncio import serve
     from deltawire.transports import AsyncioTransport
 
     async def main() -> None:
-        service = Service(config, AsyncioTransport, ledger)
+        service = start.service(AsyncioTransport)
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
+        for number in _ENDS:
             loop.add_signal_handler(number, stop.set)
+        for number in _RELOADS:
+            loop.add_signal_handler(number, start.reload, service)
         started: asyncio.Future[int] = loop.create_future()
-        started.add_done_callback(lambda port: _say_where(config, port.result(), tls))
-        await serve(service, stop, tls=tls, started=started)
+        started.add_done_callback(lambda port: start.say_where(port.result()))
+        await serve(service, stop, tls=start.tls, started=started)
 
     asyncio.run(main())
 
 
-def _run_trio(config: Config, ledger: Ledger | None, tls: ssl.SSLContext | None) -> None:
+def _run_trio(start: _Start) -> None:
     import trio
 
     from deltawire.server.on_trio import serve
     from deltawire.transports import TrioTransport
 
     async def main() -> None:
-        service = Service(config, TrioTransport, ledger)
+        service = start.service(TrioTransport)
         stop = trio.Event()
-        with trio.open_signal_receiver(*_SIGNALS) as signals:
+        with trio.open_signal_receiver(*_ENDS, *_RELOADS) as signals:
             async with trio.open_nursery() as nursery:
 
                 async def wait() -> None:
-                    async for _ in signals:
-                        stop.set()
+                    async for number in signals:
+                        if number in _ENDS:
+                            stop.set()
+                        else:
+                            start.reload(service)
 
                 nursery.start_soon(wait)
-                await serve(
-                    service, stop, tls=tls, started=lambda port: _say_where(config, port, tls)
-                )
+                await serve(service, stop, tls=start.tls, started=start.say_where)
                 nursery.cancel_scope.cancel()
 
     trio.run(main)
 
 
-def _run_sync(config: Config, ledger: Ledger | None, tls: ssl.SSLContext | None) -> None:
+def _run_sync(start: _Start) -> None:
     from deltawire.server.on_sync import serve
     from deltawire.transports import SyncTransport
 
-    service = Service(config, SyncTransport, ledger)
+    service = start.service(SyncTransport)
     stop = threading.Event()
-    for number in _SIGNALS:
+    for number in _ENDS:
         signal.signal(number, lambda *_: stop.set())
-    serve(service, stop, tls=tls, started=lambda port: _say_where(config, port, tls))
+    for number in _RELOADS:
+        # In the main thread, which only waits.
+        signal.signal(number, lambda *_: start.reload(service))
+    serve(service, stop, tls=start.tls, started=start.say_where)
 
 
-_DRIVERS: Final[dict[str, Callable[[Config, Ledger | None, ssl.SSLContext | None], Any]]] = {
+_DRIVERS: Final[dict[str, Callable[[_Start], None]]] = {
     "asyncio": _run_asyncio,
     "sync": _run_sync,
     "trio": _run_trio,

@@ -5,52 +5,133 @@ No I/O of its own beyond making the transports. Callers: the three drivers and t
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from email.utils import formatdate
-from typing import Any, Generic, TypeVar
+from types import TracebackType
+from typing import Any, Final, Generic, Self, TypeVar
 
-from msgspec.structs import replace
+from msgspec import structs
 
 from deltawire.attempts import Attempt
-from deltawire.errors import InvalidSetting
-from deltawire.server.app import App, ChatCall, Reply, error_reply
+from deltawire.errors import InvalidRequest, InvalidSetting
+from deltawire.server.access import LOGGER, as_json, for_people
+from deltawire.server.app import COMPLETIONS, App, ChatCall, Reply, error_reply
+from deltawire.server.delivery import Delivery
 from deltawire.server.http import HTTPConnection, Phase, Refused, Request
 from deltawire.server.ledger import Entry, Ledger
-from deltawire.server.settings import Config
-from deltawire.transports.settings import OnAttempt, Transport
+from deltawire.server.metrics import Metrics
+from deltawire.server.records import LEFT, Served
+from deltawire.server.settings import Config, Upstream
+from deltawire.transports.settings import Transport
 
 T = TypeVar("T", bound=Transport)
 
+# A driver listens once, and rows that were begun in one database are settled there.
+_FIXED: Final = ("host", "port", "transport")
+
+
+@dataclass(eq=False)
+class _Shared(Generic[T]):
+    """A transport, how many calls use it, and whether it is to be closed after them."""
+
+    upstream: Upstream
+    transport: T
+    calls: int = 0
+    retired: bool = False
+
 
 class Service(Generic[T]):
-    """One configuration at work.
+    """One server at work.
 
     ledger: where each attempt is written down before it is sent; None: nowhere.
     """
 
     def __init__(self, config: Config, kind: type[T], ledger: Ledger | None = None) -> None:
-        for upstream in config.upstreams:
-            if upstream.api == "chat":
-                raise InvalidSetting(
-                    f"upstreams[{upstream.name}].api", "an upstream of this kind is not built yet"
-                )
-        self.config = config
+        self._kind = kind
         self._ledger = ledger
-        self.app = App(config, health=self._health)
-        self.transports = {each.name: kind(**each.settings()) for each in config.upstreams}
+        self._guard = threading.Lock()
+        self.metrics = Metrics() if ledger is None else Metrics(ledger.health)
+        self.close: Callable[[T], object] | None = None
+        """How the driver closes a transport that a reload has made useless."""
+        self.config = config
+        self.app = self._app(config)
+        self._shared = {each.name: self._share(each) for each in config.upstreams}
+        self._retired: set[_Shared[T]] = set()
+
+    def _app(self, config: Config) -> App:
+        return App(config, health=self._health, metrics=self.metrics.reply)
+
+    def _share(self, upstream: Upstream) -> _Shared[T]:
+        if upstream.api == "chat":
+            raise InvalidSetting(
+                f"upstreams[{upstream.name}].api", "an upstream of this kind is not built yet"
+            )
+        return _Shared(upstream, self._kind(**upstream.settings()))
+
+    # The configuration.
+
+    def reload(self, config: Config) -> list[str]:
+        """Take in a changed configuration; the settings that take a restart, and were not changed.
+
+        Answers that are under way go on with what they began with. An upstream of which nothing
+        has changed keeps its connections, and its accounts their rest. Raises InvalidSetting, and
+        then nothing has changed.
+        """
+        old, new = self.config, config
+        kept = {name: getattr(old.server, name) for name in _FIXED}
+        fixed = [f"server.{name}" for name in _FIXED if getattr(new.server, name) != kept[name]]
+        if new.ledger != old.ledger:
+            fixed.append("ledger")
+        new = replace(new, server=replace(new.server, **kept), ledger=old.ledger)
+        before = self._shared
+        shared: dict[str, _Shared[T]] = {}
+        for upstream in new.upstreams:
+            same = before.get(upstream.name)
+            if same is None or same.upstream != upstream:
+                same = self._share(upstream)
+            shared[upstream.name] = same
+        with self._guard:
+            self.config, self.app, self._shared = new, self._app(new), shared
+            useless = [each for each in before.values() if each not in shared.values()]
+            for each in useless:
+                each.retired = True
+                self._retired.add(each)
+            idle = [each for each in useless if not each.calls]
+        for each in idle:
+            self._dispose(each)
+        return fixed
+
+    def _dispose(self, shared: _Shared[T]) -> None:
+        self._retired.discard(shared)
+        if self.close is not None:
+            self.close(shared.transport)
+
+    @property
+    def transports(self) -> list[T]:
+        """All there are, those that a reload has replaced and that are still in use included."""
+        return [each.transport for each in (*self._shared.values(), *self._retired)]
+
+    # What is asked.
 
     def connection(self) -> HTTPConnection:
         """The HTTP side of a new client."""
         limits = self.config.limits
         return HTTPConnection(max_head=limits.head, max_body=limits.body, date=_date)
 
-    def answer(self, request: Request | Refused) -> Reply | ChatCall:
-        """What to say to a request, or what to ask an upstream."""
-        request_id = _request_id()
-        answer = self.app.answer(request, request_id)
-        return _named(answer, request_id) if isinstance(answer, Reply) else answer
+    def answer(self, request: Request | Refused, peer: str = "") -> Reply | ChatCall:
+        """What to say to a request, or what to ask an upstream. `peer`: the client's address."""
+        began, request_id = time.perf_counter(), _request_id()
+        answer = self.app.answer(request, request_id, peer)
+        if isinstance(answer, Reply):
+            self._tell(request, peer, request_id, answer.status, began)
+            return _named(answer, request_id)
+        return answer
 
     def respond(self, http: HTTPConnection, reply: Reply) -> bytes:
         """A whole answer, as it goes over the wire; nothing where there is nobody to hear it."""
@@ -58,45 +139,68 @@ class Service(Generic[T]):
             return b""
         return http.respond(reply.status, reply.headers, reply.body)
 
-    def too_many(self) -> Reply:
+    def too_many(self, peer: str = "") -> Reply:
         """For a client more than there may be."""
-        return _named(error_reply(503, "too many connections", type="server_error"), _request_id())
+        return self._turned_away(
+            error_reply(503, "too many connections", type="server_error"), peer
+        )
 
-    def too_slow(self) -> Reply:
+    def too_slow(self, peer: str = "") -> Reply:
         """For a client that takes too long to ask."""
-        return _named(error_reply(408, "the request took too long"), _request_id())
+        return self._turned_away(error_reply(408, "the request took too long"), peer)
 
-    def transport(self, call: ChatCall) -> T:
-        """The transport to the upstream of a call."""
-        return self.transports[call.upstream.name]
+    def _turned_away(self, reply: Reply, peer: str) -> Reply:
+        request_id = _request_id()
+        self._tell(None, peer, request_id, reply.status, time.perf_counter())
+        return _named(reply, request_id)
 
-    def on_attempt(self, call: ChatCall) -> OnAttempt | None:
-        """What a transport tells the attempts of a call; it waits for what that gives."""
-        ledger = self._ledger
-        if ledger is None:
-            return None
-        ids: dict[int, str] = {}
+    def serving(self, call: ChatCall, delivery: Delivery) -> Serving[T]:
+        """For the time that a call is answered; what came of it is told after that."""
+        with self._guard:
+            shared = self._shared.get(call.upstream.name)
+            if shared is not None:
+                shared.calls += 1
+        return Serving(self, call, delivery, shared, self._ledger)
 
-        def write(attempt: Attempt) -> Future[None] | None:
-            if attempt.outcome is not None:
-                ledger.settle(ids[attempt.number], attempt)
-                return None
-            ids[attempt.number] = uuid.uuid4().hex
-            return ledger.begin(
-                Entry(
-                    id=ids[attempt.number],
-                    request_id=call.request_id,
-                    number=attempt.number,
-                    client=call.client,
-                    upstream=call.upstream.name,
-                    account=attempt.account,
-                    model=call.model,
-                    upstream_model=attempt.model,
-                    started_at=time.time(),
-                )
+    def _release(self, shared: _Shared[T] | None) -> None:
+        if shared is None:
+            return
+        with self._guard:
+            shared.calls -= 1
+            useless = shared.retired and not shared.calls
+        if useless:
+            self._dispose(shared)
+
+    # What is told.
+
+    def _tell(
+        self,
+        request: Request | Refused | None,
+        peer: str,
+        request_id: str,
+        status: int,
+        began: float,
+    ) -> None:
+        method, path = ("-", "-")
+        if isinstance(request, Request):
+            method, path = request.method, request.path
+        self._told(
+            Served(
+                time=time.time(),
+                duration=time.perf_counter() - began,
+                request_id=request_id,
+                peer=peer,
+                method=method,
+                path=path,
+                status=status,
             )
+        )
 
-        return write
+    def _told(self, served: Served) -> None:
+        self.metrics.count(served)
+        form = self.config.server.log
+        if form != "none" and LOGGER.isEnabledFor(logging.INFO):
+            LOGGER.info("%s", as_json(served) if form == "json" else for_people(served))
 
     def _health(self) -> tuple[bool, dict[str, Any]]:
         if self._ledger is None:
@@ -107,13 +211,111 @@ class Service(Generic[T]):
         return well, {"status": "ok" if health.ok else "degraded", "ledger": health}
 
 
+class Serving(Generic[T]):
+    """A call while it is answered: its transport, and where its attempts are written down."""
+
+    def __init__(
+        self,
+        service: Service[T],
+        call: ChatCall,
+        delivery: Delivery,
+        shared: _Shared[T] | None,
+        ledger: Ledger | None,
+    ) -> None:
+        self._service = service
+        self._call = call
+        self._delivery = delivery
+        self._shared = shared
+        self._ledger = ledger
+        self._attempts: list[Attempt] = []
+        self._ids: list[str] = []
+        self._time = time.time()
+        self._began = time.perf_counter()
+        # Upstream's connection is given back after the last word.
+        self._over: float | None = None
+
+    @property
+    def transport(self) -> T:
+        """Raises InvalidRequest where a reload has just taken the upstream away."""
+        if self._shared is None:
+            raise InvalidRequest(
+                "model: its upstream was taken out of the configuration",
+                "model",
+                "model_not_found",
+            )
+        return self._shared.transport
+
+    def on_attempt(self, attempt: Attempt) -> Future[None] | None:
+        """What the transport tells the attempts; it waits for what that gives."""
+        if attempt.outcome is not None:
+            self._over = time.perf_counter()
+            if self._ledger is not None:
+                self._ledger.settle(self._ids[attempt.number - 1], attempt)
+            return None
+        self._attempts.append(attempt)
+        if self._ledger is None:
+            return None
+        call = self._call
+        self._ids.append(uuid.uuid4().hex)
+        return self._ledger.begin(
+            Entry(
+                id=self._ids[-1],
+                request_id=call.request_id,
+                number=attempt.number,
+                client=call.client,
+                upstream=call.upstream.name,
+                account=attempt.account,
+                model=call.model,
+                upstream_model=attempt.model,
+                started_at=time.time(),
+            )
+        )
+
+    def __enter__(self) -> Self:
+        if self._call.streamed:
+            self._service.metrics.streams.inc()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        service, call, delivery = self._service, self._call, self._delivery
+        if call.streamed:
+            service.metrics.streams.dec()
+        service._release(self._shared)
+        over = self._over or time.perf_counter()
+        service._told(
+            Served(
+                time=self._time,
+                duration=over - self._began,
+                request_id=call.request_id,
+                peer=call.peer,
+                method="POST",
+                path=COMPLETIONS,
+                status=delivery.status if delivery.begun or delivery.ended else LEFT,
+                call=call,
+                attempts=tuple(self._attempts),
+                left=not delivery.ended,
+                events=delivery.events,
+            )
+        )
+
+
+def host_of(address: object) -> str:
+    """The host of a socket's address, "" for one that has none."""
+    return str(address[0]) if isinstance(address, tuple) and address else ""
+
+
 def _request_id() -> str:
     return f"req_{uuid.uuid4().hex}"
 
 
 def _named(reply: Reply, request_id: str) -> Reply:
     """The reply with the id that a client can name it by."""
-    return replace(reply, headers=(*reply.headers, ("x-request-id", request_id)))
+    return structs.replace(reply, headers=(*reply.headers, ("x-request-id", request_id)))
 
 
 def _date() -> str:

@@ -82,7 +82,9 @@ class ServerSettings:
     write_stall: how long a client may not read before it is taken as gone; None: for ever. A full
         window is all that is seen of one that left without a word.
     shutdown: how long running answers may go on after SIGTERM. Kubernetes kills after 30 s.
-    log: one line a request, for people or in JSON, or none.
+    log: one line a request on standard output, for people or in JSON, or none.
+    metrics: who may ask for `/metrics`: anybody, those with a client's key, or nobody. It has
+        numbers and the names of upstreams, nothing of a request.
     report_header: whether answers say in `x-deltawire-report` what of a request was lost.
     """
 
@@ -98,6 +100,7 @@ class ServerSettings:
     write_stall: Limit | None = 60.0
     shutdown: Seconds = 30.0
     log: Literal["human", "json", "none"] = "human"
+    metrics: Literal["open", "clients", "none"] = "open"
     report_header: bool = True
 
 

@@ -50,6 +50,7 @@ def app(text: str = UPSTREAMS, *, well: bool = True) -> App:
     return App(
         parse(text, {}),
         health=lambda: (well, {"status": "ok" if well else "degraded"}),
+        metrics=lambda: Reply(200, b"numbers"),
     )
 
 

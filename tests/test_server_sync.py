@@ -418,7 +418,7 @@ def test_a_client_that_leaves_takes_upstream_along(
     told: list[Attempt] = []
 
     with serving(upstream) as server, Client(server) as client:
-        transport = server.service.transports["upstream"]
+        transport = server.service.transports[0]
         transport._on_attempt = told.append
         client.send(request(ASKED if point == "whole" else STREAMED))
         upstream.wait_for_requests(1)
@@ -500,7 +500,7 @@ def test_hanging_up_twice_and_after_the_end_does_no_harm(upstream: Upstream, kin
 def test_leaving_after_done_is_no_leaving(upstream: Upstream) -> None:
     told: list[Attempt] = []
     with serving(upstream) as server:
-        server.service.transports["upstream"]._on_attempt = told.append
+        server.service.transports[0]._on_attempt = told.append
         with Client(server) as client:
             client.send(request())
             client.read_until(DONE)
@@ -660,7 +660,7 @@ def test_a_fault_of_our_own_breaks_off_one_answer_only(
         raise ZeroDivisionError
 
     with serving(upstream) as server:
-        transport = server.service.transports["upstream"]
+        transport = server.service.transports[0]
         before, transport._on_attempt = transport._on_attempt, fault
         with Client(server) as client, caplog.at_level(logging.CRITICAL + 1):
             client.send(request())

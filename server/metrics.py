@@ -1,0 +1,129 @@
+"""What `/metrics` says, in Prometheus's form. Numbers and configured names, nothing of a request.
+
+Labels have no model and no client: whoever asks could make as many of them as he likes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+
+from deltawire.chat import Usage
+from deltawire.server.app import Reply, route_of
+from deltawire.server.records import Served
+
+if TYPE_CHECKING:
+    from deltawire.server.ledger import Health
+
+# Models think before the first event, and answer for minutes.
+_FIRST: Final = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+_WHOLE: Final = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+
+class Metrics:
+    """The metrics of one server; safe to be used from several threads.
+
+    ledger: how it is, asked whenever the metrics are; None: there is none.
+    """
+
+    def __init__(self, ledger: Callable[[], Health] | None = None) -> None:
+        self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self._requests = Counter(
+            "deltawire_requests", "Requests answered.", ["route", "status"], registry=registry
+        )
+        self._duration = Histogram(
+            "deltawire_chat_duration_seconds",
+            "From a chat request to the last word of its answer.",
+            ["upstream"],
+            buckets=_WHOLE,
+            registry=registry,
+        )
+        self._first_event = Histogram(
+            "deltawire_first_event_seconds",
+            "From a chat request to the first event of its answer.",
+            ["upstream"],
+            buckets=_FIRST,
+            registry=registry,
+        )
+        self._attempts = Counter(
+            "deltawire_attempts",
+            "Requests to upstreams, by what came of them.",
+            ["upstream", "outcome"],
+            registry=registry,
+        )
+        self._tokens = Counter(
+            "deltawire_tokens",
+            "Tokens that upstreams reported; cached is part of prompt, reasoning of completion.",
+            ["upstream", "kind"],
+            registry=registry,
+        )
+        self._events = Counter(
+            "deltawire_events",
+            "Events of the streams that clients were sent.",
+            ["upstream"],
+            registry=registry,
+        )
+        self._left = Counter(
+            "deltawire_clients_left",
+            "Answers whose client was gone before the end.",
+            ["upstream"],
+            registry=registry,
+        )
+        self.streams = Gauge(
+            "deltawire_streams_open", "Streams to clients that are under way.", registry=registry
+        )
+        self.connections = Gauge(
+            "deltawire_connections_open", "Connections of clients.", registry=registry
+        )
+        if ledger is not None:
+            ok = Gauge("deltawire_ledger_ok", "Whether it can be written.", registry=registry)
+            ok.set_function(lambda: ledger().ok)
+            pending = Gauge(
+                "deltawire_ledger_pending", "Entries that wait to be written.", registry=registry
+            )
+            pending.set_function(lambda: ledger().pending)
+
+    def count(self, served: Served) -> None:
+        """Take in a request that is over."""
+        self._requests.labels(route_of(served.path), str(served.status)).inc()
+        if served.call is None:
+            return
+        upstream = served.call.upstream.name
+        self._duration.labels(upstream).observe(served.duration)
+        if served.first_event is not None:
+            self._first_event.labels(upstream).observe(served.first_event)
+        if served.events:
+            self._events.labels(upstream).inc(served.events)
+        if served.left:
+            self._left.labels(upstream).inc()
+        for attempt in served.attempts:
+            self._attempts.labels(upstream, attempt.outcome or "unknown").inc()
+            if attempt.usage is not None:
+                self._count_tokens(upstream, attempt.usage)
+
+    def _count_tokens(self, upstream: str, usage: Usage) -> None:
+        prompt, completion = usage.prompt_tokens_details, usage.completion_tokens_details
+        for kind, tokens in (
+            ("prompt", usage.prompt_tokens),
+            ("cached", prompt and prompt.cached_tokens),
+            ("completion", usage.completion_tokens),
+            ("reasoning", completion and completion.reasoning_tokens),
+        ):
+            # A counter takes nothing below 0, which an upstream may say.
+            if tokens and tokens > 0:
+                self._tokens.labels(upstream, kind).inc(tokens)
+
+    def reply(self) -> Reply:
+        """All of them, as they are now."""
+        return Reply(200, generate_latest(self._registry), (("content-type", CONTENT_TYPE_LATEST),))
