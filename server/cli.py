@@ -1,5 +1,5 @@
-"""The command `deltawire`: `translate`, `request` and `demo`, on the core alone; `serve`, `config`
-and `usage`, which are in files of their own.
+"""The command `deltawire`: `translate` and `request`, on the core alone; `demo`, `serve`,
+`simulate`, `config` and `usage`, which are in files of their own.
 
 Each subcommand imports what it needs when it is run. Exit status: 0 after a finish, 1 after a
 failure, 2 for wrong usage; 130 after an interrupt and 141 when the reader of the output left, as
@@ -12,7 +12,6 @@ import argparse
 import importlib
 import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -22,7 +21,6 @@ from deltawire import (
     Chunk,
     Done,
     Event,
-    Failure,
     InvalidRequest,
     UnsupportedField,
     __version__,
@@ -33,7 +31,6 @@ from deltawire import (
 
 if TYPE_CHECKING:
     from deltawire import ReportEntry
-    from deltawire.testing import Answer
 
 FINISHED: Final = 0
 FAILED: Final = 1
@@ -124,25 +121,13 @@ def _parser() -> argparse.ArgumentParser:
     for name, summary in _ELSEWHERE.items():
         # Its options are those of a file that is imported when it is asked for.
         commands.add_parser(name, help=summary)
-
-    demo = commands.add_parser(
-        "demo",
-        help="show a sample stream being translated",
-        description="Show a sample Responses stream being translated. Needs no key and no network.",
-    )
-    demo.set_defaults(run=_demo)
-    demo.add_argument(
-        "--pace",
-        metavar="SECONDS",
-        type=float,
-        default=0.04,
-        help="between two upstream events (default: 0.04)",
-    )
     return parser
 
 
 _ELSEWHERE: Final = {
+    "demo": "show it at work, without a key and without a network",
     "serve": "serve Chat Completions in front of a Responses upstream",
+    "simulate": "serve simulated models, for trying and for tests, without a key",
     "usage": "show what the ledger of a server has",
     "config": "print an example of a configuration, check one, make a client's key",
 }
@@ -164,7 +149,13 @@ def _elsewhere(name: str, arguments: list[str]) -> int:
     return status
 
 
-_HOMES: Final = {"serve": "serve", "usage": "usage", "config": "config_cli"}
+_HOMES: Final = {
+    "demo": "demo",
+    "serve": "serve",
+    "simulate": "simulate",
+    "usage": "usage",
+    "config": "config_cli",
+}
 
 
 def _translate(options: argparse.Namespace) -> int:
@@ -261,60 +252,6 @@ def _text(event: Event) -> str:
         return ""
     delta = event.choices[0].delta
     return (delta.content or "") + (delta.refusal or "")
-
-
-def _demo(options: argparse.Namespace) -> int:
-    import json
-
-    from deltawire.testing import write_frames
-
-    print("A sample Responses stream (left) and what a Chat Completions client gets (right).\n")
-    stream = ChatStream(include_usage=True)
-    for frame in write_frames(_sample()):
-        kind = json.loads(frame.split(b"data: ", 1)[1])["type"].removeprefix("response.")
-        said = [_short(event) for event in stream.receive_data(frame)] or [""]
-        for left, right in zip([kind, *[""] * len(said)], said, strict=False):
-            print(f"{left:34} {right}".rstrip(), flush=True)
-        time.sleep(options.pace)
-    stream.receive_eof()
-    print(
-        "\nThe same from anywhere:\n"
-        "  curl -N $BASE_URL/v1/responses ... | deltawire translate\n"
-        "  deltawire translate --format text recorded.sse"
-    )
-    return FINISHED
-
-
-def _sample() -> Answer:
-    from deltawire.testing import Answer, FunctionCall, Reasoning, TokenUsage
-
-    return Answer(
-        (
-            Reasoning("Two cities, so two calls."),
-            "Let me look at both.",
-            FunctionCall("weather", '{"city":"Paris"}', "call_paris"),
-            FunctionCall("weather", '{"city":"Rome"}', "call_rome"),
-        ),
-        usage=TokenUsage(38, 27, reasoning_tokens=6),
-    )
-
-
-def _short(event: Event) -> str:
-    """The part of a frame that differs from the frames before it."""
-    if isinstance(event, Done):
-        return "[DONE]"
-    value = event.to_dict()
-    if isinstance(event, Failure) or not event.choices:
-        return _json(value.get("error") or {"usage": value["usage"]})
-    choice = value["choices"][0]
-    reason = choice["finish_reason"]
-    return _json({"finish_reason": reason} if reason else choice["delta"])
-
-
-def _json(value: object) -> str:
-    import json
-
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 if __name__ == "__main__":

@@ -209,8 +209,8 @@ def test_a_reader_that_leaves_is_no_error_to_speak_of() -> None:
         assert process.stderr.read() == b""
 
 
-def test_the_demo_shows_the_main_job() -> None:
-    result = run("demo", "--pace", "0")
+def test_the_demo_of_the_core_shows_the_main_job() -> None:
+    result = run("demo", "--core", "--pace", "0")
     assert result.returncode == 0
     for part in (b"output_text.delta", b'{"content":" look"}', b"call_rome", b"[DONE]"):
         assert part in result.stdout

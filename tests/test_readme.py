@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 
 from deltawire.stream import TRANSITIONS, State
@@ -134,6 +136,41 @@ def test_the_shell_example_of_a_request_does_what_it_says(tmp_path: Path) -> Non
         "input": [{"role": "user", "content": "x"}],
         "store": False,
     }
+
+
+def test_the_commands_that_need_no_key_answer() -> None:
+    (block,) = [body for kind, body in BLOCKS if kind == "bash"]
+    simulate, serve, curl = [shlex.split(line) for line in block.splitlines()]
+
+    def start(command: list[str], upstream: str = "") -> subprocess.Popen[str]:
+        assert command[0] == "deltawire"
+        arguments = ["0" if each in ("8080", "8081") else each for each in command[1:]]
+        arguments = [upstream if each.startswith("http:") else each for each in arguments]
+        return subprocess.Popen(
+            [sys.executable, "-m", "deltawire.server.cli", *arguments],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def url(process: subprocess.Popen[str]) -> str:
+        assert process.stdout is not None
+        return process.stdout.readline().split()[2]
+
+    with start(simulate) as simulated:
+        try:
+            with start(serve, url(simulated)) as server:
+                try:
+                    assert curl[:2] == ["curl", "-N"]
+                    answer = httpx.post(
+                        url(server), json=json.loads(curl[-1]), trust_env=False, timeout=60
+                    )
+                finally:
+                    server.terminate()
+        finally:
+            simulated.terminate()
+    *chunks, end = parsed(answer.content)
+    said = [choice["delta"].get("content", "") for each in chunks for choice in each["choices"]]
+    assert ("".join(said)[:18], end) == ("A delta is what ha", "[DONE]")
 
 
 def test_the_commands_are_the_two_scripts() -> None:
