@@ -121,7 +121,10 @@ def _number(node: Mapping[str, Any], number: int, *, whole: bool) -> int | float
     high = node.get("maximum", math.inf)
     below = node.get("exclusiveMaximum", math.inf)
     least, most = max(low, above), min(high, below)
-    count = math.ceil(least / step) if least > -math.inf else min(1, math.floor(most / step))
+    if least > -math.inf:
+        count = math.ceil(least / step)
+    else:
+        count = 1 if most == math.inf else min(1, math.floor(most / step))
     if least > -math.inf and count * step <= above:
         count += 1
     if most < math.inf and count * step >= below:
