@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 
 from chat_server import serving
 from deltawire import DIALECTS, Dialect, to_responses_request
 from deltawire.testing import Answer, FunctionCall, Reasoning
-from environments import SCRIPTS, node_with, python_with
+from environments import client_program
 from schemas import check, check_body
 from wire import Json
 
@@ -31,28 +30,18 @@ ANSWERS = (
     ),
     Answer("Sun over 2.8 million."),
 )
-CLIENTS = ("openai-python", "langchain-openai", "pydantic-ai", "ai-sdk")
+PROGRAMS = {
+    "openai-python": "openai_python.py",
+    "langchain-openai": "langchain_loop.py",
+    "pydantic-ai": "pydantic_ai_loop.py",
+    "ai-sdk": "ai_sdk.mjs",
+}
 
 
-def command(client: str) -> list[str]:
-    if client == "openai-python":
-        return [sys.executable, str(SCRIPTS / "openai_python.py")]
-    if client == "langchain-openai":
-        return [python_with("langchain-openai>=1.7,<2"), str(SCRIPTS / "langchain_loop.py")]
-    if client == "pydantic-ai":
-        interpreter = python_with("pydantic-ai-slim[openai]>=2.68,<3")
-        return [interpreter, str(SCRIPTS / "pydantic_ai_loop.py")]
-    node, home = node_with(SCRIPTS / "package.json")
-    # Node looks for packages beside the script.
-    script = home / "ai_sdk.mjs"
-    script.write_text((SCRIPTS / "ai_sdk.mjs").read_text())
-    return [node, str(script)]
-
-
-@pytest.fixture(scope="module", params=CLIENTS)
+@pytest.fixture(scope="module", params=PROGRAMS)
 def captured(request: pytest.FixtureRequest) -> list[Json]:
     """The two requests of a client's tool loop."""
-    line = command(request.param)
+    line = client_program(PROGRAMS[request.param])
     with serving(*ANSWERS) as (url, requests):
         done = subprocess.run(
             line,
