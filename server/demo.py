@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 _TRANSPORTS: Final = ("asyncio", "trio", "sync")
-_NEEDED: Final = ("httpx", "h11", "trio", "sqlalchemy")
+_NEEDED: Final = ("httpx", "h11", "trio", "sqlalchemy", "prometheus_client")
 _WIDTH: Final = 92
 # What hangs is to end in an error, some time.
 _PATIENCE: Final = 60.0

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +216,27 @@ def test_the_demo_of_the_core_shows_the_main_job() -> None:
     assert result.returncode == 0
     for part in (b"output_text.delta", b'{"content":" look"}', b"call_rome", b"[DONE]"):
         assert part in result.stdout
+
+
+def packages_of_the_server() -> set[str]:
+    """What is imported of everything that the extra `server` installs by name."""
+    manifest = Path(__file__).parents[1] / "pyproject.toml"
+    extras = tomllib.loads(manifest.read_text())["project"]["optional-dependencies"]
+    needs = [each for extra in ("server", "sync", "asyncio", "trio") for each in extras[extra]]
+    names = {re.split(r"[^\w-]", each)[0].replace("-", "_") for each in needs}
+    return names - {"deltawire"}
+
+
+@pytest.mark.parametrize("name", sorted(packages_of_the_server()))
+def test_without_a_package_of_the_server_the_demo_is_that_of_the_core(name: str) -> None:
+    script = (
+        f"import sys; sys.modules[{name!r}] = None; from deltawire.server.cli import main;"
+        "sys.exit(main(['demo', '--pace', '0']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"for want of {name}.".encode() in done.stdout
+    assert b"[DONE]" in done.stdout
 
 
 def test_the_version_is_the_one_of_the_package() -> None:
