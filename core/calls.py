@@ -158,7 +158,8 @@ class RelayedCall:
 
     def request(self, account: Account, *, stream: bool) -> UpstreamRequest:
         streamed = stream and bool(self._body.get("stream"))
-        data = self._data if streamed else _encoded(asked_whole(self._body))
+        changed = bool(self._body.get("stream")) and not streamed
+        data = _encoded(asked_whole(self._body)) if changed else self._data
         return _upstream_request(account, account.chat_url, data, streamed)
 
     def machine(self, options: Mapping[str, Any]) -> Machine:

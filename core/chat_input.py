@@ -120,7 +120,7 @@ def chunk(value: Json) -> chat.Chunk:
     return chat.ChatCompletionChunk(
         _text(value.get("id")),
         "chat.completion.chunk",
-        shapes.count(_number(value.get("created"))) or 0,
+        _number(value.get("created")) or 0,
         _text(value.get("model")),
         [_chunk_choice(each, place) for place, each in enumerate(choices_of(value))],
         usage_of(value),
@@ -132,7 +132,7 @@ def completion(value: Json, body: bytes) -> RelayedCompletion:
     return RelayedCompletion(
         _text(value.get("id")),
         "chat.completion",
-        shapes.count(_number(value.get("created"))) or 0,
+        _number(value.get("created")) or 0,
         _text(value.get("model")),
         [_choice(each, place) for place, each in enumerate(choices_of(value))],
         usage_of(value),
@@ -226,7 +226,7 @@ def _logprobs(given: Json) -> chat.Logprobs | None:
 
 
 def _index(given: Json, place: int) -> int:
-    index = shapes.count(_number(given.get("index")))
+    index = _number(given.get("index"))
     return place if index is None else index
 
 
