@@ -58,6 +58,12 @@ def route_of(path: str) -> str:
     return _MODELS if path == _MODELS or path.startswith(_MODELS + "/") else "other"
 
 
+def bearer_key(request: Request) -> str | None:
+    """The key that a request comes with, as SDKs send it."""
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else None
+
+
 class Rejection(Exception):
     """A request that is answered with an error; carries the Reply."""
 
@@ -140,8 +146,7 @@ class App:
         """Who asks; None where no client has a key. A wrong key gets no hint."""
         if not len(self._keys):
             return None
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        client = self._keys.find(key.strip() if scheme.lower() == "bearer" else None)
+        client = self._keys.find(bearer_key(request))
         if client is None:
             raise Rejection(
                 error_reply(

@@ -138,7 +138,7 @@ def _elsewhere(name: str, arguments: list[str]) -> int:
         prog=f"deltawire {name}", description=_ELSEWHERE[name].capitalize() + "."
     )
     try:
-        module = importlib.import_module(f"deltawire.server.{_HOMES[name]}")
+        module = importlib.import_module(f"deltawire.server.{_HOMES.get(name, name)}")
         module.add_arguments(parser)
         status: int = module.run(parser.parse_args(arguments))
     except ModuleNotFoundError as error:
@@ -149,13 +149,8 @@ def _elsewhere(name: str, arguments: list[str]) -> int:
     return status
 
 
-_HOMES: Final = {
-    "demo": "demo",
-    "serve": "serve",
-    "simulate": "simulate",
-    "usage": "usage",
-    "config": "config_cli",
-}
+# The files whose name is not that of the command.
+_HOMES: Final = {"config": "config_cli"}
 
 
 def _translate(options: argparse.Namespace) -> int:

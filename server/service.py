@@ -38,12 +38,11 @@ _FIXED: Final = ("host", "port", "transport")
 
 @dataclass(eq=False)
 class _Shared(Generic[T]):
-    """A transport, how many calls use it, and whether it is to be closed after them."""
+    """A transport, and how many calls use it."""
 
     upstream: Upstream
     transport: T
     calls: int = 0
-    retired: bool = False
 
 
 class Service(Generic[T]):
@@ -95,23 +94,21 @@ class Service(Generic[T]):
         with self._guard:
             self.config, self.app, self._shared = new, self._app(new), shared
             useless = [each for each in before.values() if each not in shared.values()]
-            for each in useless:
-                each.retired = True
-                self._retired.add(each)
             idle = [each for each in useless if not each.calls]
+            self._retired.update(each for each in useless if each.calls)
         for each in idle:
             self._dispose(each)
         return fixed
 
     def _dispose(self, shared: _Shared[T]) -> None:
-        self._retired.discard(shared)
         if self.close is not None:
             self.close(shared.transport)
 
     @property
     def transports(self) -> list[T]:
         """All there are, those that a reload has replaced and that are still in use included."""
-        return [each.transport for each in (*self._shared.values(), *self._retired)]
+        with self._guard:
+            return [each.transport for each in (*self._shared.values(), *self._retired)]
 
     # What is asked.
 
@@ -163,7 +160,9 @@ class Service(Generic[T]):
             return
         with self._guard:
             shared.calls -= 1
-            useless = shared.retired and not shared.calls
+            useless = shared in self._retired and not shared.calls
+            if useless:
+                self._retired.remove(shared)
         if useless:
             self._dispose(shared)
 

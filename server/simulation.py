@@ -25,7 +25,7 @@ from deltawire import (
     dialect_named,
     to_responses_request,
 )
-from deltawire.server.app import Rejection, Reply, error_reply, json_reply
+from deltawire.server.app import Rejection, Reply, bearer_key, error_reply, json_reply
 from deltawire.server.delivery import reply_of
 from deltawire.server.http import Headers, Refused, Request
 from deltawire.server.model_names import read_model
@@ -316,10 +316,7 @@ def _model(name: str) -> dict[str, Any]:
 
 
 def _key_of(request: Request) -> str | None:
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and key.strip():
-        return key.strip()
-    return request.headers.get("api-key")
+    return bearer_key(request) or request.headers.get("api-key")
 
 
 def _body_of(request: Request) -> dict[str, Any]:
