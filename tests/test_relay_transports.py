@@ -29,14 +29,8 @@ REQUEST: Json = {
 FRAMES = frames()
 SPENT = Usage(10, 5, 15)
 
+pytestmark = pytest.mark.usefixtures("no_proxy")
 every_driver = pytest.mark.parametrize("driver", DRIVERS, ids=str)
-
-
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
 
 
 @pytest.fixture

@@ -117,16 +117,10 @@ SOON = 0.02
 
 EMPTY = ChatCompletionFold().completion
 
+pytestmark = pytest.mark.usefixtures("no_proxy")
 every_driver = pytest.mark.parametrize("driver", DRIVERS, ids=str)
 own_client = pytest.mark.parametrize("driver", OWN_CLIENT, ids=str)
 given_client = pytest.mark.parametrize("driver", GIVEN_CLIENT, ids=str)
-
-
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
 
 
 @pytest.fixture
