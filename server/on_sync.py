@@ -29,6 +29,7 @@ from deltawire.server.app import ChatCall, Reply
 from deltawire.server.delivery import Delivery
 from deltawire.server.http import Phase, Refused, Request
 from deltawire.server.service import Service
+from deltawire.server.unsent import bound_unsent
 from deltawire.transports import SyncTransport
 from deltawire.transports.sync import SyncStream
 
@@ -459,6 +460,7 @@ class _Watcher:
         client.setblocking(False)
         with contextlib.suppress(OSError):
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        bound_unsent(client, self._service.config.limits.buffer)
         connection = Connection(client, self._service, self, self._tls)
         with self._changed:
             full = len(self._clients) >= self._service.config.limits.connections
