@@ -29,6 +29,7 @@ from deltawire.server.app import ChatCall, Reply
 from deltawire.server.delivery import Delivery
 from deltawire.server.http import Phase, Refused, Request
 from deltawire.server.service import Service, Serving, host_of
+from deltawire.server.unsent import bound_unsent
 from deltawire.transports import SyncTransport
 from deltawire.transports.sync import SyncStream
 
@@ -470,6 +471,7 @@ class _Watcher:
         client.setblocking(False)
         with contextlib.suppress(OSError):
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        bound_unsent(client, self._service.config.limits.buffer)
         connection = Connection(client, self._service, self, self._tls, peer)
         with self._changed:
             full = len(self._clients) >= self._service.config.limits.connections
