@@ -160,8 +160,13 @@ class Connection(asyncio.Protocol):
     ) -> None:
         transport, on_attempt, now = serving.transport, serving.on_attempt, self._loop.time
         if not call.streamed:
-            whole = await transport.create(call.chat_request, on_attempt=on_attempt)
-            self._write(delivery.completion(whole))
+            async with transport.stream_completion(
+                call.chat_request, on_attempt=on_attempt
+            ) as whole:
+                async for completion in whole:
+                    delivery.report = whole.report
+                    self._write(delivery.completion(completion))
+                    self._conclude(delivery)
             return
         async with transport.stream_wire(call.chat_request, on_attempt=on_attempt) as answer:
             async for frames in answer:

@@ -163,6 +163,7 @@ class Connection:
             with transport.stream_completion(call.chat_request, on_attempt=on_attempt) as whole:
                 self._watch(whole, delivery)
                 for completion in whole:
+                    delivery.report = whole.report
                     self._unwatch()
                     self._say(partial(delivery.completion, completion))
             return

@@ -212,8 +212,14 @@ class Connection:
     ) -> None:
         transport, on_attempt = serving.transport, serving.on_attempt
         if not call.streamed:
-            whole = await transport.create(call.chat_request, on_attempt=on_attempt)
-            await self._send(delivery.completion(whole))
+            async with transport.stream_completion(
+                call.chat_request, on_attempt=on_attempt
+            ) as whole:
+                async for completion in whole:
+                    delivery.report = whole.report
+                    self._asking = None
+                    await self._send(delivery.completion(completion))
+                    self._look()
             return
         async with transport.stream_wire(call.chat_request, on_attempt=on_attempt) as answer:
             async for frames in answer:

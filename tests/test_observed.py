@@ -134,6 +134,17 @@ def client_of(server: Server) -> httpx.Client:
     )
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_what_was_lost_is_in_a_header(
+    transport: str, streamed: bool, upstream: Upstream, start: Start
+) -> None:
+    server = start(configuration(upstream, transport))
+    with client_of(server) as client:
+        got = client.post(CHAT, json={**body(streamed=streamed), "seed": 1})
+        assert got.headers["x-deltawire-report"] == "dropped seed"
+
+
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_each_request_is_a_line_for_people(
     transport: str, upstream: Upstream, start: Start
@@ -150,7 +161,8 @@ def test_each_request_is_a_line_for_people(
             line,
         )
         got = client.get("/v1/models/none?key=hidden")
-        assert " 404 GET /v1/models/none 0.0" in server.line(got.headers["x-request-id"])
+        line = server.line(got.headers["x-request-id"])
+        assert re.search(r" 404 GET /v1/models/none \d+\.\d{3}s ", line)
         got = client.post(CHAT, json=body("said twice\n200 POST"))
         assert got.status_code == 404
         # What could be taken for a line, or for a word of one, cannot be.
