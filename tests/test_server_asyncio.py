@@ -673,7 +673,8 @@ def test_a_slow_request_is_cut_off(upstream: Upstream, part: str) -> None:
 def test_a_slow_request_harms_no_other(upstream: Upstream) -> None:
     gate = Gate()
     upstream.play(held(BEGUN, gate))
-    limits = {"head_timeout": SHORT, "body_timeout": SHORT}
+    # Whoever has not begun to ask has the time that a busy machine needs.
+    limits = {"body_timeout": SHORT}
     with (
         Server(config(upstream, limits=limits)) as server,
         Client(server) as other,
