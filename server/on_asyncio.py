@@ -325,7 +325,7 @@ async def serve(
         closing.add(task)
         task.add_done_callback(closing.discard)
 
-    service.close = close
+    service.dispose = close
     service.metrics.connections.set_function(lambda: len(clients))
     if started is not None:
         started.set_result(server.sockets[0].getsockname()[1])

@@ -558,7 +558,7 @@ def serve(
     watcher = _Watcher(service, listener, tls)
     watching = threading.Thread(target=watcher.run, name="deltawire-watcher", daemon=True)
     watching.start()
-    service.close = SyncTransport.close
+    service.dispose = SyncTransport.close
     service.metrics.connections.set_function(watcher.count)
     try:
         if started is not None:

@@ -345,7 +345,7 @@ async def serve(
         # Outside the nursery, whose errors are groups: a port that is taken is the caller's to say.
         listeners = await trio.open_tcp_listeners(settings.port, host=settings.host)
         async with trio.open_nursery() as connections:
-            service.close = lambda transport: connections.start_soon(transport.aclose)
+            service.dispose = lambda transport: connections.start_soon(transport.aclose)
             listen = partial(trio.serve_listeners, welcome, listeners, handler_nursery=connections)
             async with trio.open_nursery() as listening:
                 listening.start_soon(listen)
