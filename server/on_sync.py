@@ -28,6 +28,7 @@ from deltawire.errors import DeltawireError
 from deltawire.server.app import ChatCall, Reply
 from deltawire.server.delivery import Delivery
 from deltawire.server.http import Phase, Refused, Request
+from deltawire.server.listening import listen
 from deltawire.server.service import Service, Serving, host_of
 from deltawire.server.unsent import bound_unsent
 from deltawire.transports import SyncTransport
@@ -387,14 +388,12 @@ class _Watcher:
         with self._changed, contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(client)
 
-    def count(self) -> int:
-        """How many clients there are."""
-        return len(self._clients)
-
     def discard(self, connection: Connection) -> None:
         """It is over."""
         with self._changed:
-            self._clients.discard(connection)
+            if connection in self._clients:
+                self._clients.remove(connection)
+                self._service.metrics.connections.dec()
             self._changed.notify_all()
 
     def run(self) -> None:
@@ -478,6 +477,7 @@ class _Watcher:
             full = len(self._clients) >= self._service.config.limits.connections
             if not (full or self._closing):
                 self._clients.add(connection)
+                self._service.metrics.connections.inc()
         if self._closing:
             client.close()
             return
@@ -553,13 +553,11 @@ def serve(
     cannot be interrupted and is left behind; it holds no process up.
     """
     settings = service.config.server
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.create_server((settings.host, settings.port), family=family, backlog=1024)
+    listener = listen(settings)
     watcher = _Watcher(service, listener, tls)
     watching = threading.Thread(target=watcher.run, name="deltawire-watcher", daemon=True)
     watching.start()
     service.dispose = SyncTransport.close
-    service.metrics.connections.set_function(watcher.count)
     try:
         if started is not None:
             started(listener.getsockname()[1])

@@ -33,7 +33,7 @@ from deltawire.transports.settings import Transport
 T = TypeVar("T", bound=Transport)
 
 # A driver listens once, and rows that were begun in one database are settled there.
-_FIXED: Final = ("host", "port", "transport")
+_FIXED: Final = ("host", "port", "transport", "workers")
 
 
 @dataclass(eq=False)

@@ -69,6 +69,8 @@ class ServerSettings:
 
     host, port: what it listens on; port 0: any that is free.
     transport: what upstreams are asked with, and clients listened to.
+    workers: processes that share the port. Each has its own connections to the upstreams, keeps its
+        own account of what they refuse, and may have as many clients as the limits say.
     public: whether anybody may ask who reaches it. Otherwise it listens beyond the machine itself
         only if there are client keys: who asks it spends what the accounts pay for.
     tls_cert, tls_key: files of its certificate, with what it is signed by, and of its key.
@@ -91,6 +93,7 @@ class ServerSettings:
     host: Text = "127.0.0.1"
     port: Port = 8080
     transport: TransportName = "asyncio"
+    workers: Count = 1
     public: bool = False
     tls_cert: File | None = None
     tls_key: File | None = None
