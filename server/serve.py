@@ -22,6 +22,7 @@ from typing import Any, Final, TypeVar
 from deltawire.errors import InvalidSetting
 from deltawire.server.access import written
 from deltawire.server.config import Config, ConfigError, load, quick
+from deltawire.server.descriptors import raise_limit
 from deltawire.server.ledger import Ledger
 from deltawire.server.service import Service
 from deltawire.transports.settings import Transport
@@ -101,6 +102,7 @@ def _serve(options: argparse.Namespace) -> None:
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
     config = _config(options)
     tls = _tls(config)
+    _make_room(config)
     with _ledger(config) as ledger, written(sys.stdout):
         _DRIVERS[config.server.transport](_Start(options, config, ledger, tls))
 
@@ -140,6 +142,7 @@ class _Start:
                 # Of those who connect from now on.
                 _load_certificate(self.tls, config)
             fixed = service.reload(config)
+            _make_room(config)
         except (ConfigError, InvalidSetting) as error:
             _log.error("SIGHUP: the configuration stays as it was: %s", error)
             return
@@ -147,6 +150,12 @@ class _Start:
             _log.warning("SIGHUP: %s was changed, which takes a restart", name)
         # The level of what a user asked for, and is to see that it was done.
         _log.warning("SIGHUP: serving by the configuration as it is now")
+
+
+def _make_room(config: Config) -> None:
+    shortage = raise_limit(config.limits.connections)
+    if shortage is not None:
+        _log.warning("%s", shortage)
 
 
 @contextlib.contextmanager
