@@ -56,7 +56,7 @@ MAX_PIPELINED: Final = 64 * 1024
 """Bytes that wait behind a request while it is answered."""
 
 _BLANK_LINE: Final = re.compile(rb"\n\r?\n")  # where h11 sees the end of a head
-_ODD: Final = re.compile(rb"[\0-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)|\n[ \t]")
+_ODD: Final = re.compile(rb"[\0-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)|\n[ \t]|(?<!\r)\n")
 _CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t -~]*)?")
 _ABSOLUTE: Final = re.compile(r"https?://([^/?#]+)(/[^?]*)?(?:\?(.*))?", re.IGNORECASE)
 _HOST: Final = re.compile(r"(?:[-\w.~!$&'()*+,;=%]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?", re.ASCII)
@@ -467,12 +467,18 @@ def _chunk_size(line: bytes) -> int:
 
 
 def _refuse_odd(head: bytes, what: str) -> None:
-    """Refuse what h11 lets pass: control characters, and fields that are folded."""
+    """Refuse what h11 lets pass: control characters, fields that are folded, and LF without CR.
+
+    LF alone may be taken for the end of a line (RFC 9112 2.2), but a proxy that does not take it
+    so would have passed on a value with a header in it.
+    """
     odd = _ODD.search(head)
     if odd is None:
         return
     line = head.count(b"\n", 0, odd.start()) + 1
     if odd[0][:1] == b"\n":
+        if odd[0] == b"\n":
+            _refuse(400, f"line {line} of {what} ends in LF alone")
         _refuse(400, f"line {line + 1} of {what} is folded (it begins with a space or tab)")
     _refuse(400, f"line {line} of {what} has the control character 0x{odd[0][0]:02x}")
 

@@ -22,6 +22,7 @@ from typing import Any, Final, TypeVar
 from deltawire.errors import InvalidSetting
 from deltawire.server.access import written
 from deltawire.server.config import Config, ConfigError, load, quick
+from deltawire.server.descriptors import raise_limit
 from deltawire.server.ledger import Ledger
 from deltawire.server.service import Service
 from deltawire.server.workers import Worker, look_after
@@ -120,6 +121,7 @@ def _serve(options: argparse.Namespace) -> int:
         return look_after(config.server, command, lambda port: _say_where(config, port))
     if worker is not None:
         worker.end_with_parent()
+    _make_room(config)
     with _ledger(config) as ledger, written(sys.stdout):
         _DRIVERS[config.server.transport](_Start(options, config, ledger, tls))
     return _FINISHED
@@ -171,6 +173,7 @@ class _Start:
             if self.tls is not None:
                 # Of those who connect from now on.
                 _load_certificate(self.tls, config)
+            _make_room(config)
         except (ConfigError, InvalidSetting) as error:
             _log.error("SIGHUP: the configuration stays as it was: %s", error)
             return
@@ -178,6 +181,12 @@ class _Start:
             _log.warning("SIGHUP: %s was changed, which takes a restart", name)
         # The level of what a user asked for, and is to see that it was done.
         _log.warning("SIGHUP: serving by the configuration as it is now")
+
+
+def _make_room(config: Config) -> None:
+    shortage = raise_limit(config.limits.connections)
+    if shortage is not None:
+        _log.warning("%s", shortage)
 
 
 @contextlib.contextmanager

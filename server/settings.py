@@ -122,7 +122,8 @@ class Limits:
     idle_timeout: between two requests of a connection. It is longer than the 60 s after which
         load balancers close theirs, so that none sends into a connection just closed. nginx: 75 s.
     connections: at once; each may need a second one, to an upstream, so that this many need twice
-        as many file descriptors. nginx has 512 for both together, uvicorn no limit.
+        as many file descriptors: `deltawire serve` raises its soft limit (`ulimit -Sn`) to what
+        they may take. nginx has 512 for both together, uvicorn no limit.
     buffer: what is held for a client that reads slower than upstream writes, before upstream is
         made to wait; what asyncio has as its mark for this, and some 300 frames.
     """
