@@ -27,7 +27,8 @@ from typing import Any, Final, TypeVar
 from deltawire.errors import DeltawireError
 from deltawire.server.app import ChatCall, Reply
 from deltawire.server.delivery import Delivery
-from deltawire.server.http import Phase, Refused, Request
+from deltawire.server.framing import Refused
+from deltawire.server.http import Phase, Request
 from deltawire.server.listening import listen
 from deltawire.server.service import Service, Serving, host_of
 from deltawire.server.unsent import bound_unsent

@@ -23,7 +23,8 @@ from email.utils import formatdate
 from typing import Any, Final, cast
 
 from deltawire.server.app import Reply
-from deltawire.server.http import HTTPConnection, Phase, Refused, Request
+from deltawire.server.framing import Refused
+from deltawire.server.http import HTTPConnection, Phase, Request
 from deltawire.server.scenarios import summaries
 from deltawire.server.simulation import Simulation, Streamed, Waiting
 

@@ -17,14 +17,13 @@ from hypothesis import strategies as st
 
 from deltawire import LocalProtocolError
 from deltawire.server import http
+from deltawire.server.framing import MAX_CHUNK_LINE, Refused
 from deltawire.server.http import (
-    MAX_CHUNK_LINE,
     MAX_FIELDS,
     MAX_PIPELINED,
     MAX_REQUEST_LINE,
     HTTPConnection,
     Phase,
-    Refused,
     Request,
 )
 from deltawire.testing.strategies import slicings
