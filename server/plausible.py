@@ -13,8 +13,8 @@ from typing import Any, Final
 
 # Deeper, only what must be there is: a schema may contain itself.
 _MAX_DEPTH: Final = 5
-# Deeper still nothing is, for a schema that demands itself has no value at all; and one that demands
-# itself twice would have no end in any depth.
+# Deeper still nothing is, for a schema that demands itself has no value at all; and one that does
+# so twice would have no end in any depth.
 _ABYSS: Final = 40
 _MAX_VALUES: Final = 10_000
 _MAX_LENGTH: Final = 10_000
@@ -195,10 +195,12 @@ def _merged(node: Mapping[str, Any], root: _Root) -> Mapping[str, Any]:
 
 def _both(one: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
     both = {**one, **other}
-    for key, kind in (("properties", Mapping), ("required", list)):
-        ours, theirs = one.get(key), other.get(key)
-        if isinstance(ours, kind) and isinstance(theirs, kind):
-            both[key] = {**ours, **theirs} if kind is Mapping else [*ours, *theirs]
+    ours, theirs = one.get("properties"), other.get("properties")
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        both["properties"] = {**ours, **theirs}
+    ours, theirs = one.get("required"), other.get("required")
+    if isinstance(ours, list) and isinstance(theirs, list):
+        both["required"] = [*ours, *theirs]
     return both
 
 
@@ -213,5 +215,4 @@ def _referred(reference: object, root: _Root) -> Any:
 
 
 def _length(value: object, default: int) -> int:
-    known = isinstance(value, int) and value >= 0
-    return min(value, _MAX_LENGTH) if known else default  # type: ignore[type-var, return-value]
+    return min(value, _MAX_LENGTH) if isinstance(value, int) and value >= 0 else default

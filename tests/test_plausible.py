@@ -27,11 +27,31 @@ def test_a_number_is_within_whatever_bounds_there_are(
     jsonschema.validate(plausible(schema, number), schema)
 
 
-KEYWORDS = (
-    "type enum const required properties items $ref $defs anyOf oneOf allOf minimum maximum format"
-    " exclusiveMinimum exclusiveMaximum multipleOf minItems maxItems minLength maxLength prefixItems"
-    " additionalProperties default nullable"
-).split()
+KEYWORDS = [
+    "type",
+    "enum",
+    "const",
+    "required",
+    "properties",
+    "items",
+    "$ref",
+    "$defs",
+    "anyOf",
+    "oneOf",
+    "allOf",
+    "minimum",
+    "maximum",
+    "format",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+    "multipleOf",
+    "minItems",
+    "maxItems",
+    "minLength",
+    "maxLength",
+    "prefixItems",
+    "additionalProperties",
+]
 ODD = st.recursive(
     st.none()
     | st.booleans()
