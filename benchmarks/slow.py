@@ -64,6 +64,7 @@ def _segments(deltas: int) -> list[bytes]:
 
 
 def _answer(peer: socket.socket, answers: dict[bytes, list[bytes]]) -> None:
+    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with peer, contextlib.suppress(ConnectionError):
         received = b""
         while data := peer.recv(65536):
