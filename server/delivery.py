@@ -61,8 +61,8 @@ class Delivery:
         """A piece of a stream; `last`: nothing follows it."""
         head = self._begin()
         self.due = self._next_ping(now)
-        # Each is a line and an empty one.
-        self.events += frames.count(b"\n") // 2
+        # Those of an upstream that is relayed may have more lines than one.
+        self.events += frames.count(b"\n\n")
         return head + (self._end(frames) if last else self._connection.frame(frames))
 
     def completion(self, completion: ChatCompletion) -> bytes:

@@ -98,6 +98,7 @@ class _Write:
     kind: Literal["begin", "settle"]
     row: Row
     future: Future[None] = field(default_factory=Future)
+    since: float = field(default_factory=time.monotonic)
 
 
 class Ledger:
@@ -153,16 +154,21 @@ class Ledger:
         self._logged = 0
         self._closes_at: float | None = None
         self._closed = False
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="deltawire-ledger", daemon=True)
         self._thread.start()
+        self._patience = threading.Thread(
+            target=self._lose_patience, name="deltawire-ledger-patience", daemon=True
+        )
+        self._patience.start()
 
     def begin(self, entry: Entry) -> Future[None]:
         """Write an attempt down before it is sent.
 
         The future is done when that is committed, or logged instead; LedgerUnavailable: the call
         is to be refused. To cancel the future while the entry is queued takes it back; once that
-        is too late, whoever leaves settles. Whoever waits should not do so for ever: a database
-        that is stopped, not gone, cannot be told from one that is slow.
+        is too late, whoever leaves settles. It is done in any case some two and a half timeouts
+        later, as the policy says, even if the database is stopped and lets nobody know.
         """
         write = _Write("begin", rows.begun(entry, self.instance))
         write.future.add_done_callback(lambda future: self._forget(entry.id, future))
@@ -234,6 +240,8 @@ class Ledger:
             self._wake = -math.inf
             self._changed.notify()
         self._thread.join(timeout)
+        self._over.set()
+        self._patience.join()
         with self._changed:
             self._closed = True
             left = [*self._in_hand, *self._begins, *self._settlements]
@@ -243,6 +251,21 @@ class Ledger:
             if not write.future.done():
                 (self._decline if write.kind == "begin" else self._give_up)(write, reason)
         return self.health()
+
+    def _lose_patience(self) -> None:
+        """Answer beginnings that the thread that writes, waiting for the database, does not."""
+        patience = _PATIENCE * self._timeout
+        while not self._over.wait(patience / 4):
+            with self._changed:
+                since = time.monotonic() - patience
+                late = [
+                    write
+                    for write in [*self._in_hand, *self._begins]
+                    if write.kind == "begin" and write.since < since and not write.future.done()
+                ]
+                self._begins = [write for write in self._begins if write.since >= since]
+            for write in late:
+                self._decline(write, _SILENT)
 
     # What follows is done by the thread that writes, up to _decline.
 
@@ -342,8 +365,13 @@ class Ledger:
             for write in settlements:
                 self._commit(connection, [], [write])
             return
-        self._withdrawn = []
-        for write in writes:
+        # Those that were refused meanwhile, because the database took its time, were not to be.
+        self._withdrawn = [
+            write.row["id"]
+            for write in begins
+            if not _finish(write.future) and write.future.exception()
+        ]
+        for write in settlements:
             _finish(write.future)
 
     def _connect(self) -> Connection:
@@ -429,10 +457,13 @@ def _undone(writes: Sequence[_Write]) -> list[_Write]:
     return [write for write in writes if not write.future.done()]
 
 
-def _finish(future: Future[None], error: Exception | None = None) -> None:
-    # Done already if `close` did not want to wait any longer.
-    with contextlib.suppress(InvalidStateError):
+def _finish(future: Future[None], error: Exception | None = None) -> bool:
+    """Whether it was not done already: by `close`, or whoever did not want to wait any longer."""
+    try:
         if error is None:
             future.set_result(None)
         else:
             future.set_exception(error)
+    except InvalidStateError:
+        return False
+    return True

@@ -9,7 +9,9 @@ import asyncio
 import contextlib
 import logging
 import math
+import socket
 import ssl
+import struct
 from typing import Final, cast
 
 from deltawire.errors import DeltawireError
@@ -17,6 +19,7 @@ from deltawire.server.app import ChatCall, Reply
 from deltawire.server.delivery import Delivery
 from deltawire.server.http import Phase, Refused, Request
 from deltawire.server.service import Service, Serving, host_of
+from deltawire.server.unsent import bound_unsent
 from deltawire.transports import AsyncioTransport
 
 _log: Final = logging.getLogger(__name__)
@@ -26,6 +29,10 @@ _log: Final = logging.getLogger(__name__)
 _LINGER: Final = 2.0
 # A client that finds the queue full comes again after a second.
 _BACKLOG: Final = 1024
+# What leaves is looked at that often within the time that a client may take nothing.
+_LOOKS: Final = 8
+# What the system has not sent is dropped, and the client is told by RST.
+_RESET: Final = struct.pack("ii", 1, 0)
 
 
 class Connection(asyncio.Protocol):
@@ -49,7 +56,12 @@ class Connection(asyncio.Protocol):
         self._delivery: Delivery | None = None
         self._phase: Phase | None = None
         self._has_asked = False
+        self._refused = False
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        # Bytes given to the socket, how many of them it was seen to be rid of, and when.
+        self._written = 0
+        self._gone = 0
+        self._moved = 0.0
         self._writable = asyncio.Event()
         self._writable.set()
 
@@ -60,8 +72,10 @@ class Connection(asyncio.Protocol):
         self._peer = host_of(transport.get_extra_info("peername"))
         limits = self._service.config.limits
         self._socket.set_write_buffer_limits(high=limits.buffer)
+        bound_unsent(self._socket.get_extra_info("socket"), limits.buffer)
         self._clients.add(self)
         if len(self._clients) > limits.connections:
+            self._refused = True
             self._write(self._service.respond(self._http, self._service.too_many(self._peer)))
         self._follow_phase()
 
@@ -90,7 +104,7 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._writable.clear()
-        self._set_timer("stall", self._service.config.server.write_stall, self._abort)
+        self._expect_progress()
 
     def resume_writing(self) -> None:
         self._writable.set()
@@ -102,6 +116,7 @@ class Connection(asyncio.Protocol):
         """Answer what has come, one request at a time."""
         while (request := self._http.next_request()) is not None:
             self._has_asked = True
+            self._refused = isinstance(request, Refused)
             # The same phase of the next request has a time of its own.
             self._phase = None
             self._answer(request)
@@ -145,8 +160,13 @@ class Connection(asyncio.Protocol):
     ) -> None:
         transport, on_attempt, now = serving.transport, serving.on_attempt, self._loop.time
         if not call.streamed:
-            whole = await transport.create(call.chat_request, on_attempt=on_attempt)
-            self._write(delivery.completion(whole))
+            async with transport.stream_completion(
+                call.chat_request, on_attempt=on_attempt
+            ) as whole:
+                async for completion in whole:
+                    delivery.report = whole.report
+                    self._write(delivery.completion(completion))
+                    self._conclude(delivery)
             return
         async with transport.stream_wire(call.chat_request, on_attempt=on_attempt) as answer:
             async for frames in answer:
@@ -187,13 +207,17 @@ class Connection(asyncio.Protocol):
         elif phase is Phase.BODY:
             self._set_timer("phase", limits.body_timeout, self._too_slow)
         elif phase is Phase.CLOSED:
-            if self._socket.can_write_eof() and not self._http.peer_closed:
-                self._socket.write_eof()
-                self._set_timer("phase", _LINGER, self._close)
-            else:
+            # TLS has no end of one direction that clients know.
+            half_closes = self._socket.can_write_eof()
+            if self._http.peer_closed or not (half_closes or self._refused):
                 self._close()
+                return
+            if half_closes:
+                self._socket.write_eof()
+            self._set_timer("phase", _LINGER, self._close)
 
     def _too_slow(self) -> None:
+        self._refused = True
         self._write(self._service.respond(self._http, self._service.too_slow(self._peer)))
         self._follow_phase()
 
@@ -224,14 +248,32 @@ class Connection(asyncio.Protocol):
 
     def _write(self, data: bytes) -> None:
         if data and self._socket is not None:
+            self._written += len(data)
             self._socket.write(data)
+
+    def _expect_progress(self) -> None:
+        """From now on, give up a client that takes nothing for too long."""
+        self._gone, self._moved = -1, self._loop.time()
+        self._look_for_progress()
+
+    def _look_for_progress(self) -> None:
+        stall, now = self._service.config.server.write_stall, self._loop.time()
+        if stall is None or self._socket is None:
+            return
+        gone = self._written - self._socket.get_write_buffer_size()
+        if gone != self._gone:
+            self._gone, self._moved = gone, now
+        if now - self._moved >= stall:
+            self._abort()
+        else:
+            self._set_timer("stall", stall / _LOOKS, self._look_for_progress)
 
     def _close(self) -> None:
         if self._socket is None:
             return
         if self._socket.get_write_buffer_size() and "stall" not in self._timers:
             # It closes once all is read, which a client can put off for ever.
-            self._set_timer("stall", self._service.config.server.write_stall, self._abort)
+            self._expect_progress()
         self._socket.close()
 
     def _abort(self) -> None:
@@ -239,6 +281,12 @@ class Connection(asyncio.Protocol):
         # Now, not when the socket says so: till then it would find the connection closed.
         self._leave()
         if self._socket is not None:
+            client = self._socket.get_extra_info("socket")
+            if client is not None:
+                # A FIN would be the good end of an answer without a length; some systems refuse
+                # the option once the client is gone.
+                with contextlib.suppress(OSError):
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self._socket.abort()
 
     def finish(self) -> None:
@@ -277,7 +325,7 @@ async def serve(
         closing.add(task)
         task.add_done_callback(closing.discard)
 
-    service.close = close
+    service.dispose = close
     service.metrics.connections.set_function(lambda: len(clients))
     if started is not None:
         started.set_result(server.sockets[0].getsockname()[1])

@@ -29,6 +29,7 @@ from deltawire.server.app import ChatCall, Reply
 from deltawire.server.delivery import Delivery
 from deltawire.server.http import Phase, Refused, Request
 from deltawire.server.service import Service, Serving, host_of
+from deltawire.server.unsent import bound_unsent
 from deltawire.transports import SyncTransport
 from deltawire.transports.sync import SyncStream
 
@@ -162,6 +163,7 @@ class Connection:
             with transport.stream_completion(call.chat_request, on_attempt=on_attempt) as whole:
                 self._watch(whole, delivery)
                 for completion in whole:
+                    delivery.report = whole.report
                     self._unwatch()
                     self._say(partial(delivery.completion, completion))
             return
@@ -470,6 +472,7 @@ class _Watcher:
         client.setblocking(False)
         with contextlib.suppress(OSError):
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        bound_unsent(client, self._service.config.limits.buffer)
         connection = Connection(client, self._service, self, self._tls, peer)
         with self._changed:
             full = len(self._clients) >= self._service.config.limits.connections
@@ -555,7 +558,7 @@ def serve(
     watcher = _Watcher(service, listener, tls)
     watching = threading.Thread(target=watcher.run, name="deltawire-watcher", daemon=True)
     watching.start()
-    service.close = SyncTransport.close
+    service.dispose = SyncTransport.close
     service.metrics.connections.set_function(watcher.count)
     try:
         if started is not None:

@@ -24,6 +24,7 @@ from deltawire.server.app import ChatCall, Reply
 from deltawire.server.delivery import Delivery
 from deltawire.server.http import Phase, Refused, Request
 from deltawire.server.service import Service, Serving, host_of
+from deltawire.server.unsent import bound_unsent
 from deltawire.transports import TrioTransport
 
 _log: Final = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Connection:
         # Without Nagle's algorithm: trio turns that off.
         self._socket = sock
         self._peer = _peer_of(sock)
+        bound_unsent(sock.socket, service.config.limits.buffer)
         self._tls = (
             None
             if tls is None
@@ -65,6 +67,7 @@ class Connection:
         self._request: Request | Refused | None = None
         self._has_asked = False
         self._is_last = False
+        self._refused = False
         self._news = trio.Event()
         # trio's locks are fair: what was made first goes out first.
         self._sending = trio.Lock()
@@ -81,9 +84,7 @@ class Connection:
                     if welcome:
                         await self._converse()
                     else:
-                        await self._send(
-                            self._service.respond(self._http, self._service.too_many(self._peer))
-                        )
+                        await self._turn_away(self._service.too_many(self._peer))
                         await self._linger()
                     nursery.cancel_scope.cancel()
         finally:
@@ -158,9 +159,7 @@ class Connection:
                 await self._news.wait()
             if scope.cancelled_caught:
                 if phase is not Phase.IDLE:
-                    await self._send(
-                        self._service.respond(http, self._service.too_slow(self._peer))
-                    )
+                    await self._turn_away(self._service.too_slow(self._peer))
                 break
         await self._linger()
 
@@ -172,7 +171,12 @@ class Connection:
             return limits.head_timeout
         return limits.body_timeout if phase is Phase.BODY else math.inf
 
+    async def _turn_away(self, reply: Reply) -> None:
+        self._refused = True
+        await self._send(self._service.respond(self._http, reply))
+
     async def _answer(self, request: Request | Refused) -> None:
+        self._refused = isinstance(request, Refused)
         answer = self._service.answer(request, self._peer)
         if isinstance(answer, Reply):
             await self._send(self._service.respond(self._http, answer))
@@ -208,8 +212,14 @@ class Connection:
     ) -> None:
         transport, on_attempt = serving.transport, serving.on_attempt
         if not call.streamed:
-            whole = await transport.create(call.chat_request, on_attempt=on_attempt)
-            await self._send(delivery.completion(whole))
+            async with transport.stream_completion(
+                call.chat_request, on_attempt=on_attempt
+            ) as whole:
+                async for completion in whole:
+                    delivery.report = whole.report
+                    self._asking = None
+                    await self._send(delivery.completion(completion))
+                    self._look()
             return
         async with transport.stream_wire(call.chat_request, on_attempt=on_attempt) as answer:
             async for frames in answer:
@@ -268,17 +278,16 @@ class Connection:
         """Tell the client that nothing follows, and let it finish what it says."""
         # An answer may be over, and its end still on its way.
         async with self._sending:
+            if self._http.phase is not Phase.CLOSED or self._http.peer_closed:
+                return
             # TLS has no end of one direction that clients know.
-            if (
-                self._http.phase is not Phase.CLOSED
-                or self._http.peer_closed
-                or self._tls is not None
-            ):
+            if self._tls is not None and not self._refused:
                 return
-            try:
-                await self._socket.send_eof()
-            except trio.BrokenResourceError:
-                return
+            if self._tls is None:
+                try:
+                    await self._socket.send_eof()
+                except trio.BrokenResourceError:
+                    return
         with trio.move_on_after(_LINGER):
             while not self._http.peer_closed:
                 self._news = trio.Event()
@@ -336,7 +345,7 @@ async def serve(
         # Outside the nursery, whose errors are groups: a port that is taken is the caller's to say.
         listeners = await trio.open_tcp_listeners(settings.port, host=settings.host)
         async with trio.open_nursery() as connections:
-            service.close = lambda transport: connections.start_soon(transport.aclose)
+            service.dispose = lambda transport: connections.start_soon(transport.aclose)
             listen = partial(trio.serve_listeners, welcome, listeners, handler_nursery=connections)
             async with trio.open_nursery() as listening:
                 listening.start_soon(listen)

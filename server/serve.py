@@ -136,10 +136,12 @@ class _Start:
             config = _config(self.options)
             if (self.tls is None) != (config.server.tls_cert is None):
                 raise InvalidSetting("server.tls_cert", "to turn TLS on or off takes a restart")
+            # Into a context of its own: one that fails halfway spoils the context.
+            _tls(config)
+            fixed = service.reload(config)
             if self.tls is not None:
                 # Of those who connect from now on.
                 _load_certificate(self.tls, config)
-            fixed = service.reload(config)
         except (ConfigError, InvalidSetting) as error:
             _log.error("SIGHUP: the configuration stays as it was: %s", error)
             return

@@ -19,7 +19,7 @@ from typing import Any, Final, Generic, Self, TypeVar
 from msgspec import structs
 
 from deltawire.attempts import Attempt
-from deltawire.errors import InvalidRequest
+from deltawire.errors import InvalidRequest, InvalidSetting
 from deltawire.server.access import LOGGER, as_json, for_people
 from deltawire.server.app import COMPLETIONS, App, ChatCall, Reply, error_reply
 from deltawire.server.delivery import Delivery
@@ -56,7 +56,7 @@ class Service(Generic[T]):
         self._ledger = ledger
         self._guard = threading.Lock()
         self.metrics = Metrics() if ledger is None else Metrics(ledger.health)
-        self.close: Callable[[T], object] | None = None
+        self.dispose: Callable[[T], object] | None = None
         """How the driver closes a transport that a reload has made useless."""
         self.config = config
         self.app = self._app(config)
@@ -86,11 +86,17 @@ class Service(Generic[T]):
         new = replace(new, server=replace(new.server, **kept), ledger=old.ledger)
         before = self._shared
         shared: dict[str, _Shared[T]] = {}
-        for upstream in new.upstreams:
-            same = before.get(upstream.name)
-            if same is None or same.upstream != upstream:
-                same = self._share(upstream)
-            shared[upstream.name] = same
+        try:
+            for upstream in new.upstreams:
+                same = before.get(upstream.name)
+                if same is None or same.upstream != upstream:
+                    same = self._share(upstream)
+                shared[upstream.name] = same
+        except InvalidSetting:
+            for made in shared.values():
+                if made not in before.values():
+                    self._dispose(made)
+            raise
         with self._guard:
             self.config, self.app, self._shared = new, self._app(new), shared
             useless = [each for each in before.values() if each not in shared.values()]
@@ -101,8 +107,8 @@ class Service(Generic[T]):
         return fixed
 
     def _dispose(self, shared: _Shared[T]) -> None:
-        if self.close is not None:
-            self.close(shared.transport)
+        if self.dispose is not None:
+            self.dispose(shared.transport)
 
     @property
     def transports(self) -> list[T]:

@@ -12,10 +12,12 @@ the tests that need it are skipped and say so.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -66,6 +68,21 @@ class Postgres:
         """`immediate` is a crash; `fast` ends its sessions in order."""
         self._run("pg_ctl", "stop", "-w", "-D", str(self._data), "-m", mode)
 
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Inside, none of its processes runs, and no connection is told."""
+        postmaster = int((self._data / "postmaster.pid").read_text().split()[0])
+        # A stopped postmaster starts no more of them.
+        os.kill(postmaster, signal.SIGSTOP)
+        processes = [postmaster, *_children(postmaster)]
+        for process in processes:
+            os.kill(process, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in processes:
+                os.kill(process, signal.SIGCONT)
+
     def database(self) -> str:
         """The URL of the one database, which is empty now: to make one costs a third of a second.
 
@@ -94,6 +111,17 @@ class Postgres:
             )  # fmt: skip
             output.seek(0)
             assert done.returncode == 0, output.read().decode()
+
+
+def _children(process: int) -> list[int]:
+    found = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        # One that ends meanwhile is none.
+        with contextlib.suppress(OSError):
+            id, _, rest = file.read_text().partition(" (")
+            if int(rest.rpartition(") ")[2].split()[1]) == process:
+                found.append(int(id))
+    return found
 
 
 def _unprivileged_user() -> str | None:

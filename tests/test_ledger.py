@@ -43,7 +43,8 @@ from deltawire.server.rows import VERSION, attempts, begun, schema
 from ledger_child import attempt, entry
 from postgres import PASSWORD, Postgres, postgres  # noqa: F401
 
-KILLS = int(os.environ.get("DELTAWIRE_KILLS", "20"))
+# Times that it dies, on each database.
+KILLS = int(os.environ.get("DELTAWIRE_KILLS", "4"))
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 # Seconds. Only a ledger that hangs takes them.
 LONG = 60.0
@@ -796,6 +797,35 @@ def test_a_database_that_does_not_answer_is_one_that_is_away(file: Path) -> None
         assert ledger.health().last_error == "the database does not answer"
         release.set()
         until(ledger, lambda begun: not refused(begun))
+
+
+def test_what_waits_for_a_database_that_does_not_answer_is_answered(file: Path) -> None:
+    with opened(file, timeout=0.25) as ledger:
+        release = hold(ledger)
+        waiting = [ledger.begin(entry(new_id())) for _ in range(3)]
+        assert [refused(begun) for begun in waiting] == [True] * 3
+        release.set()
+        until(ledger, lambda begun: not refused(begun))
+
+
+def test_what_a_stopped_database_was_being_told_is_taken_back(
+    postgres: Postgres,  # noqa: F811
+) -> None:
+    url = postgres.database()
+    kept, late, ended = new_id(), new_id(), new_id()
+    with opened(url, timeout=0.25) as ledger:
+        ledger.begin(entry(ended)).result(LONG)
+        with postgres.frozen():
+            begun = ledger.begin(entry(late))
+            assert refused(begun)
+            settled = ledger.settle(ended, attempt("completed"))
+        settled.result(LONG)
+        until(ledger, lambda begun: not refused(begun))
+        ledger.begin(entry(kept)).result(LONG)
+        found = outcomes(url)
+        assert found[ended] == "completed"
+        assert found[kept] == "open"
+        assert late not in found
 
 
 def test_a_database_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:

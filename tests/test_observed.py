@@ -6,6 +6,8 @@ import json
 import queue
 import re
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -15,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+import trustme
 from prometheus_client.parser import text_string_to_metric_families
 
 from deltawire.server.keys import hash_key
@@ -134,6 +137,17 @@ def client_of(server: Server) -> httpx.Client:
     )
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_what_was_lost_is_in_a_header(
+    transport: str, streamed: bool, upstream: Upstream, start: Start
+) -> None:
+    server = start(configuration(upstream, transport))
+    with client_of(server) as client:
+        got = client.post(CHAT, json={**body(streamed=streamed), "seed": 1})
+        assert got.headers["x-deltawire-report"] == "dropped seed"
+
+
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_each_request_is_a_line_for_people(
     transport: str, upstream: Upstream, start: Start
@@ -150,7 +164,8 @@ def test_each_request_is_a_line_for_people(
             line,
         )
         got = client.get("/v1/models/none?key=hidden")
-        assert " 404 GET /v1/models/none 0.0" in server.line(got.headers["x-request-id"])
+        line = server.line(got.headers["x-request-id"])
+        assert re.search(r" 404 GET /v1/models/none \d+\.\d{3}s ", line)
         got = client.post(CHAT, json=body("said twice\n200 POST"))
         assert got.status_code == 404
         # What could be taken for a line, or for a word of one, cannot be.
@@ -316,6 +331,46 @@ def test_a_reload_that_is_wrong_changes_nothing(
     server.line("the configuration stays as it was: deltawire.toml: serve: ")
     with client_of(server) as client:
         assert client.post(CHAT, json=body(streamed=False)).status_code == 200
+    server.stop()
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_certificate_is_read_again(
+    transport: str, upstream: Upstream, start: Start, tmp_path: Path
+) -> None:
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    authority = trustme.CA()
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+
+    def put(name: str) -> None:
+        made = authority.issue_cert("localhost", common_name=name)
+        made.cert_chain_pems[0].write_to_path(certificate)
+        made.private_key_pem.write_to_path(key)
+
+    def shown() -> str:
+        port = int(server.url.rpartition(":")[2])
+        with (
+            socket.create_connection(("127.0.0.1", port), LIMIT) as plain,
+            trusting.wrap_socket(plain, server_hostname="localhost") as client,
+        ):
+            subject: Any = (client.getpeercert() or {})["subject"]
+            return str(dict(pair for (pair,) in subject)["commonName"])
+
+    put("first")
+    text = configuration(upstream, transport).replace(
+        "port = 0", f'port = 0\ntls_cert = "{certificate}"\ntls_key = "{key}"'
+    )
+    server = start(text)
+    assert shown() == "first"
+    key.write_bytes(authority.issue_cert("localhost").private_key_pem.bytes())
+    server.process.send_signal(signal.SIGHUP)
+    server.line("the configuration stays as it was: server.tls_cert: cannot be loaded: ")
+    assert shown() == "first"
+    put("second")
+    server.process.send_signal(signal.SIGHUP)
+    server.line("serving by the configuration as it is now")
+    assert shown() == "second"
     server.stop()
 
 

@@ -89,6 +89,19 @@ class Server(logging.Handler):
         self.url = f"{scheme}://127.0.0.1:{self.address[1]}"
         return self
 
+    def pass_time(self, seconds: float) -> None:
+        """Put the server's clock forward, and let it do what is due then."""
+        passed, done = self._loop.time, threading.Event()
+
+        def jump() -> None:
+            now = passed
+            self._loop.time = lambda: now() + seconds  # type: ignore[method-assign]
+            # What is due is done in the next round.
+            self._loop.call_later(0, self._loop.call_soon, done.set)
+
+        self._loop.call_soon_threadsafe(jump)
+        assert done.wait(LIMIT)
+
     def stop(self) -> None:
         """What SIGTERM does."""
         self._loop.call_soon_threadsafe(self._stop.set)
@@ -194,6 +207,18 @@ class Client:
             event = self._event()
             assert isinstance(event, h11.Data), (event, got.body[-200:])
             got.body += event.data
+        return got.body
+
+    def read(self, size: int) -> bytes:
+        """Read so much more of the body; all that was read of it."""
+        got, parts, left = self._got, list[bytes](), size
+        assert got is not None
+        while left > 0:
+            event = self._event()
+            assert isinstance(event, h11.Data), event
+            parts.append(event.data)
+            left -= len(event.data)
+        got.body += b"".join(parts)
         return got.body
 
     def rest(self) -> Got:
@@ -648,7 +673,8 @@ def test_a_slow_request_is_cut_off(upstream: Upstream, part: str) -> None:
 def test_a_slow_request_harms_no_other(upstream: Upstream) -> None:
     gate = Gate()
     upstream.play(held(BEGUN, gate))
-    limits = {"head_timeout": SHORT, "body_timeout": SHORT}
+    # Whoever has not begun to ask has the time that a busy machine needs.
+    limits = {"body_timeout": SHORT}
     with (
         Server(config(upstream, limits=limits)) as server,
         Client(server) as other,
@@ -773,6 +799,37 @@ def test_a_client_that_does_not_read_is_cut_off(upstream: Upstream) -> None:
         assert request.left.wait(LIMIT)
         assert not request.over.is_set()
         server.check()
+
+
+def test_a_client_that_reads_slowly_but_steadily_gets_all_of_a_large_answer(
+    upstream: Upstream,
+) -> None:
+    # One write; upstream is not in a hurry either, when the clock of the server jumps.
+    size, step, stall = 12 * 2**20, 2 * 2**20, 3600.0
+    upstream.play(stream(Answer("x" * size)))
+    settings = config(upstream, write_stall=stall, ping=None, grace=None)
+    with Server(settings) as server, Client(server, window=4096) as client:
+        client.send(chat(stream=False))
+        body = client.head().body
+        while len(body) + step < size:
+            body = client.read(step)
+            server.pass_time(0.4 * stall)
+        (message,) = json.loads(client.rest().body)["choices"]
+        assert message["message"]["content"] == "x" * size
+
+
+def test_a_client_that_stops_reading_a_large_answer_is_cut_off_in_time(upstream: Upstream) -> None:
+    size, step, stall = 12 * 2**20, 2 * 2**20, 3600.0
+    upstream.play(stream(Answer("x" * size)))
+    settings = config(upstream, write_stall=stall, ping=None, grace=None)
+    with Server(settings) as server, Client(server, window=4096) as client:
+        client.send(chat(stream=False))
+        client.head()
+        client.read(step)
+        for _ in range(12):
+            server.pass_time(0.1 * stall)
+        with pytest.raises(ConnectionResetError):
+            client.rest()
 
 
 def test_a_client_that_leaves_its_last_bytes_is_cut_off(upstream: Upstream) -> None:

@@ -98,6 +98,14 @@ def test_an_answer_may_be_one_write_altogether() -> None:
     assert desk.read()[2:] == (FRAME + DONE, True)
 
 
+def test_a_frame_of_several_lines_is_one_event() -> None:
+    desk = Desk()
+    desk.write(desk.delivery.frames(b"event: e\n" + FRAME + FRAME, 101.0, last=False))
+    desk.write(desk.delivery.silence(116.0))
+    desk.write(desk.delivery.frames(DONE, 117.0, last=True))
+    assert desk.delivery.events == 3
+
+
 def test_silence_commits_the_status_after_the_grace_and_is_filled() -> None:
     desk = Desk()
     desk.write(desk.delivery.silence(105.0))

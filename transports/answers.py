@@ -76,6 +76,12 @@ def frames_of(exchange: Exchange[bytes], frames: bytes) -> tuple[bytes]:
     return (frames,)
 
 
+def completion_of(
+    exchange: Exchange[ChatCompletion | None], completion: ChatCompletion | None
+) -> Iterator[ChatCompletion]:
+    yield whole(exchange, completion)
+
+
 def raise_unless_begun(exchange: Exchange[Any]) -> None:
     """Raise the error of a call that failed before anything of its answer was handed out."""
     error = exchange.error

@@ -22,6 +22,7 @@ from deltawire.transports.answers import (
     WITH_USAGE,
     Answer,
     chunks_of,
+    completion_of,
     frames_of,
     raise_unless_begun,
     whole,
@@ -311,6 +312,22 @@ class AsyncTransport(Transport):
         """
         return AsyncStream(
             lambda: self._call(chat_request, AsFrames, affinity, on_attempt), frames_of
+        )
+
+    def stream_completion(
+        self,
+        chat_request: Mapping[str, Any],
+        *,
+        affinity: str | None = None,
+        on_attempt: OnAttempt | None = None,
+    ) -> AsyncStream[ChatCompletion | None, ChatCompletion]:
+        """The whole answer as the only item, for who wants to know more of it than that.
+
+        Failures are raised.
+        """
+        return AsyncStream(
+            lambda: self._call(chat_request, AsCompletion, affinity, on_attempt, WITH_USAGE),
+            completion_of,
         )
 
     async def create(

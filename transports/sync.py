@@ -24,6 +24,7 @@ from deltawire.transports.answers import (
     WITH_USAGE,
     Answer,
     chunks_of,
+    completion_of,
     frames_of,
     raise_unless_begun,
     whole,
@@ -191,12 +192,6 @@ class _Call(Generic[Out]):
             self._watch = None
 
 
-def _completion_of(
-    exchange: Exchange[ChatCompletion | None], completion: ChatCompletion | None
-) -> Iterator[ChatCompletion]:
-    yield whole(exchange, completion)
-
-
 class SyncStream(Answer[Out], Generic[Out, Item]):
     """The answer to one call, item by item; nothing is sent before the first is asked for.
 
@@ -329,7 +324,7 @@ class SyncTransport(Transport):
         """
         return SyncStream(
             lambda: self._call(chat_request, AsCompletion, affinity, on_attempt, WITH_USAGE),
-            _completion_of,
+            completion_of,
         )
 
     def create(
