@@ -245,13 +245,13 @@ def test_every_attempt_that_upstream_saw_has_one_row_whenever_the_server_dies(
             assert process.wait(LIMIT) == 0
             books.seen += simulator.report()
         rows = books.compare_all(now())
-    assert (tmp_path / "errors").read_text() == ""
     outcomes = Counter(row["outcome"] for row in rows)
     print(
         f"{KILLS} kills: upstream saw {len(books.seen)} attempts; {len(rows)} rows:"
         f" {dict(outcomes.most_common())}; clients: {len(books.answered)} whole answers,"
         f" {len(books.left)} left, statuses {dict(statuses)}"
     )
+    assert (tmp_path / "errors").read_text() == ""
     # The load was one, and the deaths were real.
     assert outcomes[INTERRUPTED]
     assert outcomes["completed"] > 2 * (KILLS + 1)

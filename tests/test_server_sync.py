@@ -604,7 +604,7 @@ def test_fifty_clients_are_served_at_once(upstream: Upstream) -> None:
 
 def test_what_was_asked_of_upstream_when_it_stops_is_answered(upstream: Upstream) -> None:
     """Who asks while connections are being closed is answered, or nobody is asked."""
-    answered = []
+    answered: list[bytes] = []
     barrier = threading.Barrier(21)
 
     def ask() -> None:
