@@ -185,6 +185,7 @@ class Normal:
     served: int = 0
     failed: int = 0
     first_bytes: list[float] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self, times: int = sys.maxsize) -> None:
@@ -194,8 +195,9 @@ class Normal:
                 break
             try:
                 self._ask(connection)
-            except (OSError, http.client.HTTPException):
+            except (OSError, http.client.HTTPException) as error:
                 self.failed += 1
+                self.failures.append(repr(error))
                 connection.close()
         connection.close()
 
@@ -209,7 +211,9 @@ class Normal:
         response.close()
         whole = body.count(b'"content":" word"') == SHORT and body.endswith(b"data: [DONE]\n\n")
         self.served += whole
-        self.failed += not whole
+        if not whole:
+            self.failed += 1
+            self.failures.append(f"{response.status} {body[-200:]!r}")
 
     def percentile(self, share: float) -> float:
         """Milliseconds to the first byte."""
@@ -313,6 +317,7 @@ def _be_crowded(pid: int, port: int, slow: int, idle: int, seconds: float) -> di
         "sockets_kib": max(sockets),
         "served": normal.served,
         "failed": normal.failed,
+        "failures": normal.failures,
         "p50_ms": normal.percentile(0.5),
         "p99_ms": normal.percentile(0.99),
     }
@@ -361,6 +366,8 @@ def _show(transport: str, figures: dict[str, Any]) -> None:
             f"    beside it {crowd['served']} served, {crowd['failed']} failed; first byte after"
             f" {crowd['p50_ms']:.1f} ms (p99 {crowd['p99_ms']:.1f}); given up: {hung_up}"
         )
+        for failure in crowd["failures"]:
+            print(f"    failed: {failure}")
     print(
         f"  {figures['kib_per_slow']:.0f} KiB for each slow one, with its share of the idle;"
         f" the second crowd adds {figures['kib_second_adds'] / 1024:.1f} MiB to the peak;"
