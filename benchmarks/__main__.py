@@ -6,12 +6,13 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks import core, linear, request, transports
+from benchmarks import core, linear, request, slow, transports
 
 BENCHMARKS = {
     "core": core.run,
     "linear": linear.run,
     "request": request.run,
+    "slow": slow.run,
     "transports": transports.run,
 }
 
@@ -21,8 +22,16 @@ def main() -> None:
     parser.add_argument("what", choices=list(BENCHMARKS))
     parser.add_argument("--quick", action="store_true", help="fewer rounds, smaller inputs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
+    parser.add_argument(
+        "--transport", choices=[*slow.TRANSPORTS, "all"], help="of slow: of which (default: all)"
+    )
     options = parser.parse_args()
-    figures = BENCHMARKS[options.what](quick=options.quick)
+    if options.transport and options.what != "slow":
+        parser.error("--transport is for slow")
+    if options.transport:
+        figures = slow.run(quick=options.quick, transport=options.transport)
+    else:
+        figures = BENCHMARKS[options.what](quick=options.quick)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -249,7 +249,8 @@ class Connection(asyncio.Protocol):
     # The socket.
 
     def _write(self, data: bytes) -> None:
-        if data and self._socket is not None:
+        # Of a client that has left asyncio says so only once the burst is over, and logs meanwhile.
+        if data and self._socket is not None and not self._socket.is_closing():
             self._written += len(data)
             self._socket.write(data)
 

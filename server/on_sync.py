@@ -80,6 +80,7 @@ class Connection:
         self._answer: SyncStream[Any, Any] | None = None
         self._delivery: Delivery | None = None
         self._has_asked = False
+        self._is_over = False
         self._asked = 0
         self._left = False
 
@@ -113,6 +114,8 @@ class Connection:
         phase, until = Phase.CLOSED, math.inf
         while True:
             with self._lock:
+                if self._is_over:
+                    return None
                 request = self._http.next_request()
                 self._unsent += b"" if request else self._http.data_to_send()
                 before, phase = phase, self._http.phase
@@ -257,6 +260,9 @@ class Connection:
         with self._lock:
             self._http.keep_alive = False
             if self._http.phase in (Phase.IDLE, Phase.HEAD, Phase.BODY):
+                # What had come all the same would be read and asked of upstream, and the end
+                # behind it taken for the client's leaving.
+                self._is_over = True
                 _shut_down(self._socket, socket.SHUT_RD)
 
     def abort(self) -> None:

@@ -152,7 +152,8 @@ class Connection(asyncio.Protocol):
         self._look()
 
     def _write(self, data: bytes) -> None:
-        if data and self._socket is not None:
+        # Of a client that has left asyncio says so only once the burst is over, and logs meanwhile.
+        if data and self._socket is not None and not self._socket.is_closing():
             self._socket.write(data)
 
 

@@ -572,6 +572,19 @@ def test_leaving_is_seen_behind_pipelined_requests(upstream: Upstream, server: S
     assert len(upstream.requests) == 1
 
 
+def test_who_leaves_in_a_burst_is_no_news(upstream: Upstream, server: Server) -> None:
+    """Nothing is logged of what was still said to them."""
+    upstream.play(stream(Answer(" word" * 2000)))
+    for _ in range(10):
+        with Client(server) as client:
+            client.send(chat())
+            client.head()
+            client.until(b"data:")
+            client.reset()
+    upstream.wait_closed()
+    server.check()
+
+
 @pytest.mark.parametrize("how", ["fin", "reset"])
 def test_leaving_after_done_is_no_cancel(upstream: Upstream, server: Server, how: str) -> None:
     gate = Gate()
@@ -646,6 +659,9 @@ class _Nowhere(asyncio.Transport):
 
     def abort(self) -> None:
         pass
+
+    def is_closing(self) -> bool:
+        return False
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         pass

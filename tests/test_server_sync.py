@@ -576,6 +576,31 @@ def test_fifty_clients_are_served_at_once(upstream: Upstream) -> None:
         assert [text.result() for text in texts] == [TEXT] * count
 
 
+def test_what_was_asked_of_upstream_when_it_stops_is_answered(upstream: Upstream) -> None:
+    """Who asks while connections are being closed is answered, or nobody is asked."""
+    answered: list[bytes] = []
+    barrier = threading.Barrier(21)
+
+    def ask() -> None:
+        with Client(server) as client, contextlib.suppress(ConnectionError):
+            client.send(request())
+            client.read_until(DONE)
+            barrier.wait(LIMIT)
+            client.send(request())
+            answered.append(client.read_until(DONE))
+
+    for _ in range(4):
+        before = len(upstream.requests)
+        answered.clear()
+        with ThreadPoolExecutor(20) as pool, serving(upstream) as server:
+            asked = [pool.submit(ask) for _ in range(20)]
+            barrier.wait(LIMIT)
+            server.stop.set()
+            for each in asked:
+                each.exception(LIMIT)
+        assert len(upstream.requests) - before == 20 + len(answered)
+
+
 def test_a_server_that_stops_finishes_its_streams_and_closes_the_rest(upstream: Upstream) -> None:
     gate = Gate()
     upstream.play(Reply((*FRAMES[:BEGUN], Hold(gate), *FRAMES[BEGUN:])))
