@@ -8,8 +8,10 @@ requests, one after the other, each of which must come whole. Then all leave, an
 comes for a shorter time: what it adds to the peak of the first is what was not given back.
 
 Memory is that of the server's process, from /proc. The receive buffers of the slow clients are
-small, so that what they do not read is the server's to hold. The server has its defaults but for
-`limits.connections`, which are 1,000: the crowd would be all of them.
+small, so that what they do not read is the server's to hold. What the system holds for all sockets
+is mostly the upstream's own. The server has its defaults but for `limits.connections`: of 1,000 the
+crowd would be all, and whoever comes after it would be told 503. Given up are those that took less
+than `limits.buffer` in the time of `server.write_stall`; 1 KiB/s is just below that.
 """
 
 from __future__ import annotations

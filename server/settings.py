@@ -82,7 +82,8 @@ class ServerSettings:
     ping_json: whether a client that waits for a whole answer is sent blanks in silence as well.
         JSON may begin with them, but they settle the status.
     write_stall: how long a client may not read before it is taken as gone; None: for ever. A full
-        window is all that is seen of one that left without a word.
+        window is all that is seen of one that left without a word. That it reads shows each time
+        it has made room for `limits.buffer`: less than that in this time is taken for nothing.
     shutdown: how long running answers may go on after SIGTERM. Kubernetes kills after 30 s.
     log: one line a request on standard output, for people or in JSON, or none.
     metrics: who may ask for `/metrics`: anybody, those with a client's key, or nobody. It has

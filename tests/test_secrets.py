@@ -70,13 +70,13 @@ def found_in(texts: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
     }
 
 
-def configuration(upstream: Upstream, ledger: str, transport: str, form: str) -> str:
+def configuration(base_url: str, ledger: str, transport: str, form: str) -> str:
     def account(name: str, key: str) -> str:
         return f'[[upstreams.accounts]]\nname = "{name}"\n{key}\nmodels = ["{name}-*"]\n'
 
     def served(name: str, more: str) -> str:
         return (
-            f'[[upstreams]]\nname = "{name}"\nbase_url = "{upstream.base_url}?code={QUERY}"\n'
+            f'[[upstreams]]\nname = "{name}"\nbase_url = "{base_url}?code={QUERY}"\n'
             f'headers = {{ x-team = "{HEADER}" }}\n{more}\n'
         )
 
@@ -270,6 +270,18 @@ def broken(folder: Path, good: str) -> Iterator[tuple[str, str]]:
         yield command(folder, "config", "check", "wrong.toml")
 
 
+def test_no_key_is_said_of_a_configuration_that_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DELTAWIRE_TEST_KEY", ACCOUNTS["env"])
+    (tmp_path / "key").write_text(ACCOUNTS["file"])
+    ledger = f"postgresql://deltawire:{quote(PASSWORD, safe='')}@127.0.0.1:9/postgres"
+    good = configuration("http://127.0.0.1:9/v1", ledger, "asyncio", "human")
+    said = list(broken(tmp_path, good))
+    assert found_in(said) == set()
+    assert {secret for secret, _ in found_in([("file", good)])} >= {HEADER, QUERY, PASSWORD}
+
+
 @pytest.mark.parametrize("form", ["human", "json"])
 @pytest.mark.parametrize("transport", ["asyncio", "sync", "trio"])
 @pytest.mark.usefixtures("no_proxy")
@@ -287,7 +299,7 @@ def test_no_key_is_said_or_written_anywhere(
     said: list[tuple[str, str]] = []
     with Upstream() as upstream:
         play(upstream)
-        good = configuration(upstream, url, transport, form)
+        good = configuration(upstream.base_url, url, transport, form)
         file.write_text(good)
         said.append(command(tmp_path, "config", "check", "deltawire.toml"))
         said += objects(load(file, os.environ))
@@ -299,7 +311,6 @@ def test_no_key_is_said_or_written_anywhere(
             process.terminate()
             assert process.wait(LIMIT) == 0
             said += [("stdout", out.join()), ("stderr", err.join())]
-        said += broken(tmp_path, good)
         got = [
             (request.path.partition("?")[0], f"{request.path} {request.headers}")
             for request in upstream.requests
