@@ -282,8 +282,10 @@ def test_no_key_is_said_of_a_configuration_that_is_wrong(
     assert {secret for secret, _ in found_in([("file", good)])} >= {HEADER, QUERY, PASSWORD}
 
 
-@pytest.mark.parametrize("form", ["human", "json"])
-@pytest.mark.parametrize("transport", ["asyncio", "sync", "trio"])
+# The form of the log is the same code on all of them.
+@pytest.mark.parametrize(
+    ("transport", "form"), [("asyncio", "human"), ("sync", "json"), ("trio", "human")]
+)
 @pytest.mark.usefixtures("no_proxy")
 def test_no_key_is_said_or_written_anywhere(
     transport: str,
