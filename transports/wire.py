@@ -94,6 +94,8 @@ class Wire:
         self.data_to_send = b"".join(part for part in parts if part)
         """The whole request."""
         self.state = State.HEAD
+        self.over = False
+        """Whether nothing more of the answer will come: it has ended, or is broken."""
         self.head: Head | None = None
         self.reason = ""
         """Why the answer is broken, for people."""
@@ -106,11 +108,6 @@ class Wire:
         self._left = 0
         self._held = b""
         self._trailers = 0
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing more of the answer will come."""
-        return self.state is State.ENDED or self.state is State.BROKEN
 
     def receive_data(self, data: bytes) -> bytes:
         """What of the body is in these bytes."""
@@ -143,7 +140,7 @@ class Wire:
             place = "within the head of the answer" if self._head_size else "without an answer"
             self._break(f"the connection was closed {place}")
         elif self.state is State.BODY and self._framing is _Framing.CLOSE:
-            self.state = State.ENDED
+            self._end(False)
         elif self.state is State.BODY:
             self._break("the connection was closed before the end of the answer")
         self.reusable = False
@@ -247,11 +244,13 @@ class Wire:
 
     def _end(self, more: bool) -> None:
         self.state = State.ENDED
+        self.over = True
         self._in_chunks = False
         self.reusable = self.reusable and not more
 
     def _break(self, reason: str) -> bytes:
         self.state = State.BROKEN
+        self.over = True
         self.reason = reason
         self.reusable = self._in_chunks = False
         self._held = b""
