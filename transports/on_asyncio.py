@@ -15,11 +15,13 @@ from urllib.request import getproxies
 import anyio
 
 from deltawire.errors import LocalProtocolError
+from deltawire.renderings import AsFrames
 from deltawire.transports.asynchronous import AsyncTransport, Runtime, Timer
 from deltawire.transports.direct import DirectNetwork
 from deltawire.transports.http import Library, proxy_applies
 from deltawire.transports.network import Network
-from deltawire.transports.settings import Settings
+from deltawire.transports.push import PushedCall, PushedStream
+from deltawire.transports.settings import OnAttempt, Settings
 
 T = TypeVar("T")
 
@@ -64,6 +66,27 @@ class AsyncioTransport(AsyncTransport):
             applies = proxy_applies(self._proxies, target.scheme, target.origin[1])
             goes_direct = self._goes_direct[url] = known and not applies
         return direct if goes_direct else self._network
+
+    def push_wire(
+        self,
+        chat_request: Mapping[str, Any],
+        hand_out: Callable[[bytes], None],
+        *,
+        affinity: str | None = None,
+        on_attempt: OnAttempt | None = None,
+    ) -> PushedStream[bytes]:
+        """The frames of `stream_wire`, each handed out in the moment that it comes.
+
+        hand_out: is called by the event loop, must not wait, and must not fail.
+        """
+
+        def begin() -> PushedCall[bytes]:
+            self._runtime.check()
+            now = self._runtime.now()
+            exchange = self._exchange(chat_request, AsFrames, now, affinity, on_attempt)
+            return PushedCall(exchange, self._route, self._runtime, hand_out)
+
+        return PushedStream(begin)
 
     def _networks(self) -> tuple[Network, ...]:
         return (self._network,) if self._direct is None else (self._network, self._direct)
