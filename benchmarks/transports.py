@@ -99,7 +99,7 @@ def _sync(url: str) -> Iterator[dict[str, Callable[[], int]]]:
 
         def frames() -> int:
             with transport.stream_wire(REQUEST) as answer:
-                return sum(1 for _ in answer)
+                return sum(frames.count(b"\n\n") for frames in answer)
 
         def chunks() -> int:
             with transport.stream(REQUEST) as answer:
@@ -119,7 +119,7 @@ async def _async(
 
         async def frames() -> int:
             async with transport.stream_wire(REQUEST) as answer:
-                return len([None async for _ in answer])
+                return sum([frames.count(b"\n\n") async for frames in answer])
 
         async def chunks() -> int:
             async with transport.stream(REQUEST) as answer:

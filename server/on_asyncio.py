@@ -1,6 +1,7 @@
 """The server on asyncio: an `HTTPConnection` behind an `asyncio.Protocol`, a task for each answer.
 
-Protocols, not streams: nothing stands between what upstream said and the write to the client.
+Protocols, not streams: what upstream said is written to the client in the moment that it comes. The
+task only opens and closes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from deltawire.server.listening import BACKLOG
 from deltawire.server.service import Service, Serving, host_of
 from deltawire.server.unsent import bound_unsent
 from deltawire.transports import AsyncioTransport
+from deltawire.transports.push import PushedStream
 
 _log: Final = logging.getLogger(__name__)
 
@@ -57,13 +59,13 @@ class Connection(asyncio.Protocol):
         self._phase: Phase | None = None
         self._has_asked = False
         self._refused = False
+        self._stream: PushedStream[bytes] | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         # Bytes given to the socket, how many of them it was seen to be rid of, and when.
         self._written = 0
         self._gone = 0
         self._moved = 0.0
-        self._writable = asyncio.Event()
-        self._writable.set()
+        self._writable = True
 
     # What asyncio calls.
 
@@ -99,17 +101,20 @@ class Connection(asyncio.Protocol):
         self._service.metrics.connections.dec()
         self._http.receive_eof()
         self._leave()
-        self._writable.set()
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
 
     def pause_writing(self) -> None:
-        self._writable.clear()
+        self._writable = False
+        if self._stream is not None:
+            self._stream.pause()
         self._expect_progress()
 
     def resume_writing(self) -> None:
-        self._writable.set()
+        self._writable = True
+        if self._stream is not None:
+            self._stream.resume()
         self._stop_timer("stall")
 
     # Requests.
@@ -170,23 +175,41 @@ class Connection(asyncio.Protocol):
                     self._write(delivery.completion(completion))
                     self._conclude(delivery)
             return
-        async with transport.stream_wire(call.chat_request, on_attempt=on_attempt) as answer:
-            async for frames in answer:
-                first = not delivery.begun
-                if first:
-                    delivery.report = answer.report
-                over = answer.exchange.finished
-                self._write(delivery.frames(frames, now(), last=over))
-                if first:
-                    # Silence from here on is another than that before the first word.
-                    self._wait_for_silence(delivery)
-                if over:
-                    self._conclude(delivery)
-                elif not self._writable.is_set():
-                    await self._writable.wait()
+
+        def hand_out(frames: bytes) -> None:
+            first = not delivery.begun
+            if first:
+                delivery.report = stream.report
+            over = stream.exchange.finished
+            self._write(delivery.frames(frames, now(), last=over))
+            if first:
+                # Silence from here on is another than that before the first word.
+                self._wait_for_silence(delivery)
+            if over:
+                self._let_go(stream)
+                self._conclude(delivery)
+
+        stream = transport.push_wire(call.chat_request, hand_out, on_attempt=on_attempt)
+        self._stream = stream
+        if not self._writable:
+            stream.pause()
+        try:
+            await stream.run()
+        finally:
+            self._let_go(stream)
+
+    def _let_go(self, stream: PushedStream[bytes]) -> None:
+        """Nothing more of it goes to the client, which can hold it up no longer."""
+        if self._stream is stream:
+            self._stream = None
+            stream.resume()
 
     def _leave(self) -> None:
         """The client is gone; so is whatever was asked for it."""
+        if self._stream is not None:
+            # The task is cancelled when it has its turn, and upstream may say something before.
+            self._stream.stop()
+            self._stream = None
         if self._task is not None:
             self._task.cancel()
             self._task = None
@@ -231,7 +254,7 @@ class Connection(asyncio.Protocol):
     def _break_silence(self, delivery: Delivery) -> None:
         now = self._loop.time()
         # What was said meanwhile has moved it on; a client that does not read needs no more.
-        if now >= delivery.due and self._writable.is_set():
+        if now >= delivery.due and self._writable:
             self._write(delivery.silence(now))
         elif now >= delivery.due:
             delivery.wait_on(now)

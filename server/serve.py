@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
+import importlib.util
 import logging
 import os
 import signal
@@ -235,7 +237,16 @@ def _run_asyncio(start: _Start) -> None:
         started.add_done_callback(lambda port: start.listens(port.result()))
         await serve(service, stop, tls=start.tls, started=started)
 
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(main())
+
+
+def _loop_factory() -> Callable[[], Any] | None:
+    """uvloop's event loop if it is installed, else asyncio's own."""
+    if importlib.util.find_spec("uvloop") is None:
+        return None
+    factory: Callable[[], Any] = importlib.import_module("uvloop").new_event_loop
+    return factory
 
 
 def _run_trio(start: _Start) -> None:

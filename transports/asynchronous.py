@@ -1,18 +1,17 @@
 """The exchange over an event loop, whichever it is: the loop between exchange and network, once.
 
 What asyncio and trio each have of their own, clock, deadlines and cancellation, is a `Runtime`; the
-two are in files of their own.
+two are in files of their own. What a request goes out by is a `Network`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, ClassVar, Final, Generic, Protocol, Self, TypeVar, Unpack
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, Unpack
 
 from deltawire.chat import ChatCompletion, Chunk, Event
 from deltawire.exchange import Exchange
@@ -27,13 +26,8 @@ from deltawire.transports.answers import (
     raise_unless_begun,
     whole,
 )
-from deltawire.transports.http import (
-    Decompressor,
-    Library,
-    can_decode,
-    content_coding,
-    request_arguments,
-)
+from deltawire.transports.http import Decompressor, can_decode, content_coding
+from deltawire.transports.network import HTTPXNetwork, Network, Response, Trouble
 from deltawire.transports.settings import NOTHING, OnAttempt, Settings, Transport
 
 Out = TypeVar("Out")
@@ -77,24 +71,19 @@ class Runtime(Protocol):
         """What it gives; a cancellation is raised when it is done. For what does not take long."""
 
 
-# The pieces that httpx may still hold of a body that is left; it reads 64 KiB at a time.
-_MAX_LEFT: Final = 1000
-
-
-class _Call(Generic[Out]):
-    """One exchange on its way over the network."""
+class Call(Generic[Out]):
+    """One exchange on its way over a network, which `route` finds for each URL."""
 
     def __init__(
-        self, exchange: Exchange[Out], client: Any, library: Library, runtime: Runtime
+        self, exchange: Exchange[Out], route: Callable[[str], Network], runtime: Runtime
     ) -> None:
         self.exchange = exchange
-        self._client = client
-        self._library = library
+        self._route = route
         self._runtime = runtime
         self._timer = runtime.timer()
-        self._httpx_idle: float | None = None
-        self._answer: Any = None
-        self._body: AsyncIterator[bytes] | None = None
+        self._network: Network | None = None
+        self._errors: tuple[type[Exception], ...] = ()
+        self._response: Response | None = None
         self._decompressor: Decompressor | None = None
 
     async def next_output(self) -> Out | None:
@@ -135,46 +124,44 @@ class _Call(Generic[Out]):
         if isinstance(step.gate, Future):
             await self._runtime.done(step.gate)
         limit = exchange.limit
-        request = self._client.build_request(**request_arguments(step, limit - now()))
+        network = self._network = self._route(step.request.url)
+        self._errors = network.errors
         try:
-            answer = await self._timer.within(
-                limit, self._client.send(request, stream=True, follow_redirects=False)
-            )
+            response = await self._timer.within(limit, network.send(step, limit - now()))
         except TimeoutError:
             return exchange.receive_timeout(now())
-        except self._library.RequestError as error:
-            return self._went_wrong(error, step)
-        self._answer = answer
-        out = exchange.receive_head(answer.status_code, answer.headers, now())
-        coding = content_coding(answer.headers)
+        except network.errors as error:
+            return self._went_wrong(network.trouble(error, step))
+        self._response = response
+        out = exchange.receive_head(response.status, response.headers, now())
+        coding = content_coding(response.headers)
         if coding is not None and not can_decode(coding):
             return exchange.receive_break(f"its content encoding {coding!r} is unknown", now())
-        # httpx looks at this once more, when the reading of the body begins.
-        self._httpx_idle = exchange.idle if self._runtime.httpx_scopes else None
-        request.extensions["timeout"]["read"] = self._httpx_idle
-        # The stream is what `aiter_raw` reads from; each layer costs a few us for each delta.
-        self._body = aiter(answer.stream)
         self._decompressor = None if coding is None else Decompressor(coding)
         return out
 
     async def _read(self) -> Out | None:
-        exchange, now, body = self.exchange, self._runtime.now, self._body
-        if body is None:
+        exchange, now = self.exchange, self._runtime.now
+        response, network = self._response, self._network
+        if response is None or network is None:
             return exchange.receive_eof(now())
         at = now()
         deadline = exchange.deadline(at)
-        if self._httpx_idle is not None and exchange.limit - at > self._httpx_idle:
-            # Only its being idle could end this read, and httpx sees to that.
+        if response.patience is not None and exchange.limit - at > response.patience:
+            # Only its being idle could end this read, and the network sees to that.
             deadline = math.inf
         try:
-            data = await self._timer.within(deadline, body.__anext__())
+            data = await self._timer.within(deadline, response.read())
         except StopAsyncIteration:
-            self._body = None
             return exchange.receive_eof(now())
         except TimeoutError:
             return exchange.receive_timeout(now())
-        except self._library.RequestError as error:
-            return self._went_wrong(error, None)
+        except network.errors as error:
+            return self._went_wrong(network.trouble(error, None))
+        return self._receive(data)
+
+    def _receive(self, data: bytes) -> Out | None:
+        exchange, now = self.exchange, self._runtime.now
         if self._decompressor is not None:
             try:
                 data = self._decompressor.decompress(data)
@@ -182,39 +169,24 @@ class _Call(Generic[Out]):
                 return exchange.receive_break(str(error), now())
         return exchange.receive_data(data, now())
 
-    def _went_wrong(self, error: Exception, step: Open | None) -> Out | None:
+    def _went_wrong(self, trouble: Trouble) -> Out | None:
         now = self._runtime.now()
-        if self._library.is_timeout(error):
-            return self.exchange.receive_timeout(now, self._library.lateness(error, step))
-        return self.exchange.receive_break(self._library.reason(error, step), now)
+        if trouble.late:
+            return self.exchange.receive_timeout(now, trouble.reason)
+        return self.exchange.receive_break(trouble.reason or "the connection broke", now)
 
     async def _close(self) -> None:
+        response = self._response
         try:
-            if self._answer is not None:
-                await self._runtime.undisturbed(self._close_answer())
-        except self._library.RequestError:
+            if response is not None:
+                await self._runtime.undisturbed(response.close())
+        except self._errors:
             # A connection that cannot be closed in good manners is closed all the same.
             pass
         finally:
-            self._answer = self._body = None
+            self._response = None
             self._timer.stop()
             self.exchange.closed(self._runtime.now())
-
-    async def _close_answer(self) -> None:
-        await self._answer.aclose()
-        await self._finish_body()
-
-    async def _finish_body(self) -> None:
-        """Let httpx's generators find out that there is no more.
-
-        They stand one in the other, and an outer one that is closed drops the inner ones to the
-        garbage collector, which may neither wait nor tell in which task it runs.
-        """
-        body, self._body = self._body, None
-        if body is not None:
-            with contextlib.suppress(StopAsyncIteration, *self._library.RequestError):
-                for _ in range(_MAX_LEFT):
-                    await body.__anext__()
 
 
 class AsyncStream(Answer[Out], Generic[Out, Item]):
@@ -227,7 +199,7 @@ class AsyncStream(Answer[Out], Generic[Out, Item]):
 
     def __init__(
         self,
-        begin: Callable[[], _Call[Out]],
+        begin: Callable[[], Call[Out]],
         items: Callable[[Exchange[Out], Out], Iterable[Item]],
     ) -> None:
         super().__init__()
@@ -235,7 +207,7 @@ class AsyncStream(Answer[Out], Generic[Out, Item]):
 
     @staticmethod
     async def _iterate(
-        begin: Callable[[], _Call[Out]],
+        begin: Callable[[], Call[Out]],
         items: Callable[[Exchange[Out], Out], Iterable[Item]],
         begun: list[Exchange[Out]],
     ) -> AsyncGenerator[Item, None]:
@@ -278,10 +250,16 @@ class AsyncTransport(Transport):
 
     def __init__(self, **settings: Unpack[Settings]) -> None:
         super().__init__(**settings)
-        self._runtime = self._make_runtime()
+        runtime = self._runtime = self._make_runtime()
+        patience = self._timeouts.idle if runtime.httpx_scopes else None
+        self._network: Network = HTTPXNetwork(self._client, self._library, patience)
 
     def _make_runtime(self) -> Runtime:
         raise NotImplementedError
+
+    def _route(self, url: str) -> Network:
+        """What a request to that URL goes by."""
+        return self._network
 
     def stream(
         self,
@@ -353,11 +331,14 @@ class AsyncTransport(Transport):
         affinity: str | None,
         on_attempt: OnAttempt | None,
         options: Mapping[str, Any] = NOTHING,
-    ) -> _Call[Out]:
+    ) -> Call[Out]:
         self._runtime.check()
         now = self._runtime.now()
         exchange = self._exchange(chat_request, rendering, now, affinity, on_attempt, options)
-        return _Call(exchange, self._client, self._library, self._runtime)
+        return Call(exchange, self._route, self._runtime)
+
+    def _networks(self) -> tuple[Network, ...]:
+        return (self._network,)
 
     async def __aenter__(self) -> Self:
         return self
@@ -374,4 +355,5 @@ class AsyncTransport(Transport):
         """Close the connections that are kept, unless the client is the caller's own."""
         if self._owns_client:
             self._runtime.check()
-            await self._runtime.undisturbed(self._client.aclose())
+            for network in self._networks():
+                await self._runtime.undisturbed(network.aclose())

@@ -19,6 +19,9 @@ from typing import Any, Final
 from deltawire.errors import InvalidSetting
 from deltawire.steps import Open
 
+Origin = tuple[bool, str, int]
+"""Whether by TLS, host and port."""
+
 _NAMES: Final = ("httpx", "httpx2")
 _LEAST_WAIT: Final = 0.001
 # What Python decompresses by itself, piece by piece. Nothing is asked for but plain bytes.
@@ -37,6 +40,7 @@ class Library:
         self.RequestError: tuple[type[Exception], ...] = (module.RequestError, ssl.SSLError)
         """Whatever goes wrong with the network or the peer."""
         self._url: Any = module.URL
+        self._create_ssl_context: Any = module.create_ssl_context
         self._connect_timeout: type[Exception] = module.ConnectTimeout
         self._pool_timeout: type[Exception] = module.PoolTimeout
         self._timeouts: tuple[type[Exception], ...] = (
@@ -54,6 +58,15 @@ class Library:
             self._url(url)
         except self.InvalidURL as error:
             raise InvalidSetting("base_url", str(error)) from None
+
+    def target(self, url: str) -> Target:
+        """What the URL says, as the library reads it."""
+        return Target(self._url(url))
+
+    def tls(self, verify: bool | ssl.SSLContext) -> ssl.SSLContext:
+        """The context that the library would use."""
+        context: ssl.SSLContext = self._create_ssl_context(verify=verify)
+        return context
 
     def is_timeout(self, error: Exception) -> bool:
         """Whether it says that a deadline passed: for a connection, or one of the exchange."""
@@ -77,6 +90,30 @@ class Library:
         if isinstance(error, self._connect_error):
             return f"no connection: {text}"
         return text
+
+
+class Target:
+    """What a request is sent to.
+
+    origin: whether by TLS, host and port. path: with the query. Either may hold a secret, so that
+    it is not shown.
+    """
+
+    def __init__(self, url: Any) -> None:
+        self.scheme: str = url.scheme
+        host: str = url.raw_host.decode("ascii")
+        tls = self.scheme == "https"
+        self.origin: Origin = tls, host, url.port or (443 if tls else 80)
+        self.path: bytes = url.raw_path
+        self._authority: str = url.netloc.decode("ascii")
+
+    def headers(self, given: list[tuple[str, str]], body: bytes) -> list[tuple[str, str]]:
+        """All headers of a request with that body."""
+        named = {name.lower() for name, _ in given}
+        own = [("Host", self._authority), ("Connection", "keep-alive")]
+        if "transfer-encoding" not in named:
+            own.append(("Content-Length", str(len(body))))
+        return [*(each for each in own if each[0].lower() not in named), *given]
 
 
 def _is_tls(error: BaseException | None) -> bool:
@@ -124,6 +161,21 @@ def request_arguments(step: Open, wait: float) -> dict[str, Any]:
         # For a connection, a read, a write, and a free place in the pool.
         "timeout": (step.connect, read, read, step.connect),
     }
+
+
+def proxy_applies(proxies: Mapping[str, str], scheme: str, host: str) -> bool:
+    """Whether httpx may use one of the proxies, which are those of `urllib.request.getproxies`.
+
+    Where the exceptions say something more than a host or a domain, it may.
+    """
+    if not (proxies.get(scheme) or proxies.get("all")):
+        return False
+    exceptions = [each.strip().lower() for each in proxies.get("no", "").split(",")]
+    host = host.lower()
+    return not any(
+        each == "*" or each == host or (each and host.endswith("." + each.lstrip(".")))
+        for each in exceptions
+    )
 
 
 def content_coding(headers: Mapping[str, str]) -> str | None:

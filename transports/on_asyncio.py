@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Generator
+import ssl
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from types import coroutine
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, Unpack
+from urllib.request import getproxies
 
 import anyio
 
 from deltawire.errors import LocalProtocolError
+from deltawire.renderings import AsFrames
 from deltawire.transports.asynchronous import AsyncTransport, Runtime, Timer
+from deltawire.transports.direct import DirectNetwork
+from deltawire.transports.http import Library, proxy_applies
+from deltawire.transports.network import Network
+from deltawire.transports.push import PushedCall, PushedStream
+from deltawire.transports.settings import OnAttempt, Settings
 
 T = TypeVar("T")
 
@@ -23,12 +31,65 @@ class AsyncioTransport(AsyncTransport):
 
     Arguments are those of `Transport`; `client` is an `httpx.AsyncClient` or an
     `httpx2.AsyncClient`. An async context manager, of the event loop that it is first used in.
+
+    Without a client, and where no proxy applies, it has connections of its own: `direct`.
     """
 
     extra: ClassVar[str] = "asyncio"
+    _direct: DirectNetwork | None = None
+
+    def __init__(self, **settings: Unpack[Settings]) -> None:
+        self._proxies: Mapping[str, str] = {}
+        self._goes_direct: dict[str, bool] = {}
+        super().__init__(**settings)
+
+    def _make_client(
+        self, library: Library, network: Mapping[str, Any], proxy: str | None, tls: ssl.SSLContext
+    ) -> Any:
+        if proxy is None:
+            # Read once, as httpx does it.
+            self._proxies = getproxies()
+            self._direct = DirectNetwork(library.target, tls, **network)
+        return super()._make_client(library, network, proxy, tls)
 
     def _make_runtime(self) -> Runtime:
         return AsyncioRuntime()
+
+    def _route(self, url: str) -> Network:
+        direct = self._direct
+        if direct is None:
+            return self._network
+        goes_direct = self._goes_direct.get(url)
+        if goes_direct is None:
+            target = self._library.target(url)
+            known = target.scheme in ("http", "https")
+            applies = proxy_applies(self._proxies, target.scheme, target.origin[1])
+            goes_direct = self._goes_direct[url] = known and not applies
+        return direct if goes_direct else self._network
+
+    def push_wire(
+        self,
+        chat_request: Mapping[str, Any],
+        hand_out: Callable[[bytes], None],
+        *,
+        affinity: str | None = None,
+        on_attempt: OnAttempt | None = None,
+    ) -> PushedStream[bytes]:
+        """The frames of `stream_wire`, each handed out in the moment that it comes.
+
+        hand_out: is called by the event loop, must not wait, and must not fail.
+        """
+
+        def begin() -> PushedCall[bytes]:
+            self._runtime.check()
+            now = self._runtime.now()
+            exchange = self._exchange(chat_request, AsFrames, now, affinity, on_attempt)
+            return PushedCall(exchange, self._route, self._runtime, hand_out)
+
+        return PushedStream(begin)
+
+    def _networks(self) -> tuple[Network, ...]:
+        return (self._network,) if self._direct is None else (self._network, self._direct)
 
 
 class AsyncioRuntime:

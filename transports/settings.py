@@ -151,7 +151,8 @@ class Transport:
         }
         if client is None:
             library = self._find_library()
-            self._client = self._make_client(library, network, proxy, verify, cert)
+            tls = library.tls(_tls(verify, cert))
+            self._client = self._make_client(library, network, proxy, tls)
         else:
             library = library_of(client, blocking=self.blocking)
             _refuse_beside_client(proxy=proxy, verify=verify is not True, cert=cert)
@@ -184,8 +185,7 @@ class Transport:
         library: Library,
         network: Mapping[str, Any],
         proxy: str | None,
-        verify: Verify,
-        cert: Cert | None,
+        tls: ssl.SSLContext,
     ) -> Any:
         kind = library.Client if self.blocking else library.AsyncClient
         if proxy is not None:
@@ -194,7 +194,7 @@ class Transport:
             return kind(
                 limits=library.Limits(**network),
                 proxy=proxy,
-                verify=_tls(verify, cert),
+                verify=tls,
                 # Cookies of one account's upstream are nothing for the next.
                 cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
                 # Each request has its own timeouts.

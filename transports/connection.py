@@ -1,0 +1,332 @@
+"""One connection to upstream, an asyncio protocol, and the answer that comes over it.
+
+What may live here: the way of an answer's bytes from `data_received` to whoever reads them, and how
+a connection ends. What may not: which connections there are (`direct`), bytes of HTTP (`wire`).
+
+An answer is read piece by piece, or pushed to a receiver in the moment that it comes; then nothing
+stands between the socket and the receiver, no task is woken, and nothing is queued.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import ssl
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol, cast
+
+from deltawire.transports.http import Origin
+from deltawire.transports.tls import TLSSession
+from deltawire.transports.wire import State, Wire
+
+# What an answer may be ahead of its reader: as much as httpx reads at once.
+_MAX_QUEUED: Final = 64 * 1024
+_CLOSED_EARLY: Final = "the connection was closed while it was made"
+
+
+class Failed(Exception):
+    """There is no answer, or no more of it; the text says why."""
+
+    def __init__(self, reason: str, *, late: bool = False) -> None:
+        super().__init__(reason)
+        self.late = late
+
+
+class Receiver(Protocol):
+    """Who is told what comes of an answer, in the moment it comes."""
+
+    def receive_data(self, data: bytes) -> None: ...
+
+    def receive_end(self, error: Failed | None) -> None:
+        """There is no more: the answer is whole, or the error says why it is not."""
+
+
+class DirectResponse:
+    """The answer to one request: read piece by piece, or pushed to a receiver."""
+
+    # Deadlines are kept by whoever reads.
+    patience: float | None = None
+
+    def __init__(self, connection: Connection, wire: Wire) -> None:
+        self.status = 0
+        self.headers: Mapping[str, str] = {}
+        self._connection = connection
+        self._wire = wire
+        self._queue: list[bytes] = []
+        self._queued = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._receiver: Receiver | None = None
+        self._error: Failed | None = None
+
+    # For whoever asked.
+
+    async def wait_for_head(self) -> None:
+        while self._wire.head is None and self._error is None:
+            await self._wait()
+        head = self._wire.head
+        if head is None:
+            raise self._error or Failed("there is no answer")
+        self.status, self.headers = head.status, head.headers
+
+    async def read(self) -> bytes:
+        """All that has come since the last read, or what comes next."""
+        while not self._queue:
+            if self._error is not None:
+                raise self._error
+            if self._wire.over:
+                raise StopAsyncIteration
+            await self._wait()
+        return self._take()
+
+    def push_to(self, receiver: Receiver) -> None:
+        """Hand what has come, and from now on whatever comes, to the receiver."""
+        self._receiver = receiver
+        if self._queue:
+            receiver.receive_data(self._take())
+        if self._receiver is receiver and (self._wire.over or self._error is not None):
+            receiver.receive_end(self._error)
+
+    def pull(self) -> None:
+        """Keep what comes for those who read."""
+        self._receiver = None
+
+    def pause(self) -> None:
+        """Let upstream wait; for who is pushed to."""
+        self._connection.pause_reading()
+
+    def resume(self) -> None:
+        self._connection.resume_reading()
+
+    async def close(self) -> None:
+        self._receiver = None
+        self._connection.finish(self, self._wire)
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _take(self) -> bytes:
+        data = self._queue[0] if len(self._queue) == 1 else b"".join(self._queue)
+        self._queue.clear()
+        if self._queued > _MAX_QUEUED:
+            self._connection.resume_reading()
+        self._queued = 0
+        return data
+
+    # For the connection.
+
+    def receive_data(self, data: bytes) -> None:
+        body = self._wire.receive_data(data)
+        if self._receiver is not None:
+            if body:
+                self._receiver.receive_data(body)
+        elif body:
+            self._queue.append(body)
+            self._queued += len(body)
+            if self._queued > _MAX_QUEUED:
+                self._connection.pause_reading()
+        if self._wire.over:
+            self._finish()
+        elif self._waiter is not None:
+            self._wake()
+
+    def receive_eof(self, *, clean: bool) -> None:
+        """The peer says nothing more. `clean`: it said so itself, as TLS can tell."""
+        if not clean and not self._wire.over:
+            self.receive_break(None)
+        else:
+            self._wire.receive_eof()
+            self._finish()
+
+    def receive_break(self, error: Exception | None) -> None:
+        """The connection is gone."""
+        if self._wire.over or self._error is not None:
+            return
+        text = str(error or "") or "the connection was cut off"
+        if isinstance(error, ssl.SSLError) and self._wire.head is None:
+            text = no_tls(text)
+        self._error = Failed(text)
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._wire.state is State.BROKEN and self._error is None:
+            self._error = Failed(self._wire.reason)
+        self._wake()
+        if self._receiver is not None:
+            receiver, self._receiver = self._receiver, None
+            receiver.receive_end(self._error)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class Connection(asyncio.Protocol):
+    """One connection, for one answer after the other.
+
+    on_gone: told once when it is of no use any more.
+    """
+
+    def __init__(
+        self, origin: Origin, tls: ssl.SSLContext, on_gone: Callable[[Connection], None]
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.origin = origin
+        self.ready: asyncio.Future[None] = loop.create_future()
+        """Done when requests can be sent; fails if there will be no connection."""
+        self.lost: asyncio.Future[None] = loop.create_future()
+        """Done when its socket is closed."""
+        self.expiry: asyncio.TimerHandle | None = None
+        self._on_gone: Callable[[Connection], None] | None = on_gone
+        self._release: Callable[[Connection], None] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._tls = TLSSession(tls, origin[1]) if origin[0] else None
+        self._response: DirectResponse | None = None
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        if self._on_gone is None:
+            # Nobody waits for it any more.
+            self._transport.abort()
+        elif self._tls is None:
+            self._be_ready(None)
+        else:
+            self._transport.write(self._tls.start())
+
+    def data_received(self, data: bytes) -> None:
+        if self._tls is not None:
+            self._receive_secured(self._tls, data)
+        elif self._response is not None:
+            self._response.receive_data(data)
+        else:
+            # Nothing was asked.
+            self.close()
+
+    def eof_received(self) -> None:
+        if self._response is not None:
+            self._response.receive_eof(clean=self._tls is None or self._tls.ended)
+        self._go()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._response is not None:
+            self._response.receive_break(error)
+        self._be_ready(error or ConnectionResetError(_CLOSED_EARLY))
+        self._go()
+        self._transport = None
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    def _receive_secured(self, session: TLSSession, data: bytes) -> None:
+        plain = session.receive_data(data)
+        if self._transport is not None and (answer := session.data_to_send()):
+            self._transport.write(answer)
+        if session.established:
+            self._be_ready(None)
+        if plain and self._response is not None:
+            self._response.receive_data(plain)
+        if session.error is not None:
+            self._be_ready(session.error)
+            if self._response is not None:
+                self._response.receive_break(session.error)
+            self._go()
+        elif session.ended:
+            self.eof_received()
+        if self._response is None and (plain or session.error is not None or session.ended):
+            self.close()
+
+    def _be_ready(self, error: Exception | None) -> None:
+        if self.ready.done():
+            return
+        if error is None:
+            self.ready.set_result(None)
+        else:
+            self.ready.set_exception(error)
+            # Asked for, so that it is not missed if nobody waits for it any more.
+            self.ready.exception()
+
+    # What is done with it.
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is open, as far as is known; a FIN may be there that nobody has read yet."""
+        transport = self._transport
+        if transport is None or self._on_gone is None or transport.is_closing():
+            return False
+        return not _is_readable(transport.get_extra_info("socket"))
+
+    def ask(self, wire: Wire, release: Callable[[Connection], None]) -> DirectResponse:
+        """Send a request. `release`: told when the connection is free for another one."""
+        self._release = release
+        self._response = DirectResponse(self, wire)
+        if self._transport is None or self._on_gone is None:
+            self._response.receive_break(None)
+            return self._response
+        try:
+            data = wire.data_to_send if self._tls is None else self._tls.send(wire.data_to_send)
+            self._transport.write(data)
+        except ssl.SSLError as error:
+            self._response.receive_break(error)
+        return self._response
+
+    def finish(self, response: DirectResponse, wire: Wire) -> None:
+        """The answer is wanted no longer."""
+        transport, release = self._transport, self._release
+        if self._response is not response:
+            return
+        self._response = self._release = None
+        kept = wire.state is State.ENDED and wire.reusable and self._on_gone is not None
+        # An answer may come before the whole of its question was read.
+        if not kept or transport is None or transport.get_write_buffer_size() or release is None:
+            self.abort()
+        else:
+            transport.resume_reading()
+            release(self)
+
+    def pause_reading(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._transport is not None:
+            self._transport.resume_reading()
+
+    def close(self) -> None:
+        """In good manners, but without waiting for the peer's."""
+        if self._transport is not None and not self._transport.is_closing():
+            if self._tls is not None:
+                self._transport.write(self._tls.end())
+            self._transport.close()
+        self.abort()
+
+    def abort(self) -> None:
+        """At once, whatever is on its way."""
+        self._response = None
+        if self._transport is not None:
+            self._transport.abort()
+        elif not self.lost.done():
+            self.lost.set_result(None)
+        self._go()
+
+    def _go(self) -> None:
+        on_gone, self._on_gone = self._on_gone, None
+        if on_gone is not None:
+            on_gone(self)
+
+
+def no_tls(text: str) -> str:
+    """The text of an error of TLS, with the settings to look at."""
+    return f"no TLS connection: {text} (verify, cert)"
+
+
+def _is_readable(sock: Any) -> bool:
+    """Whether there is something to read, an end included."""
+    if not hasattr(select, "poll"):
+        return bool(select.select([sock], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN)
+    return bool(poll.poll(0))

@@ -1,0 +1,228 @@
+"""`PushedStream`: an answer that is handed out in the moment that its bytes come, on asyncio.
+
+What may live here: the body of an answer on its way from a connection to the exchange, and on to
+whoever wants it, within one call of the event loop. What may not: everything else that a call does,
+for which `asynchronous` has the loop; it runs here as well, and for each delta it is passed by: no
+task is woken, no future made, no timer set.
+
+The deadlines of a body are one timer. When it rings and bytes have come meanwhile, it is set again.
+What goes by httpx is read as ever and handed out in the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+from deltawire.exchange import Exchange
+from deltawire.steps import READ, Phase
+from deltawire.transports.answers import Answer, raise_unless_begun
+from deltawire.transports.asynchronous import Call, Runtime
+from deltawire.transports.connection import DirectResponse, Failed
+from deltawire.transports.network import Network, Trouble
+
+Out = TypeVar("Out")
+
+
+class PushedCall(Call[Out]):
+    """One exchange on its way over the network, whose output goes to `hand_out`.
+
+    `hand_out` must not wait for anything; what it raises is raised by whoever carries the call out.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange[Out],
+        route: Callable[[str], Network],
+        runtime: Runtime,
+        hand_out: Callable[[Out], None],
+    ) -> None:
+        super().__init__(exchange, route, runtime)
+        self._hand_out = hand_out
+        self._loop = asyncio.get_running_loop()
+        self._idle = math.inf if exchange.idle is None else exchange.idle
+        # While an answer is pushed: whose it is, and what is done when it is over.
+        self._pushed: DirectResponse | None = None
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        self._last = 0.0
+        self._phase: Phase | None = None
+        self._bell: asyncio.TimerHandle | None = None
+        self._when = math.inf
+        self._may_go_on = asyncio.Event()
+        self._may_go_on.set()
+        self._stopped = False
+
+    async def run(self) -> None:
+        """Carry the call out, to its end."""
+        while (out := await self.next_output()) is not None:
+            if not self._stopped:
+                self._hand_out(out)
+
+    def pause(self) -> None:
+        """Let upstream wait. Nothing is late meanwhile."""
+        self._may_go_on.clear()
+        if self._pushed is not None:
+            self._pushed.pause()
+
+    def resume(self) -> None:
+        """Go on."""
+        self._may_go_on.set()
+        if self._pushed is not None:
+            self._last = self._loop.time()
+            self._set_bell()
+            self._pushed.resume()
+
+    def stop(self) -> None:
+        """Hand out nothing more."""
+        self._stopped = True
+        if self._pushed is not None:
+            self._pushed.pull()
+
+    async def _read(self) -> Out | None:
+        response = self._response
+        if self._stopped or not isinstance(response, DirectResponse):
+            if not self._stopped:
+                await self._may_go_on.wait()
+            return await super()._read()
+        self._pushed, self._over = response, self._loop.create_future()
+        self._last = self._loop.time()
+        self._set_bell()
+        if not self._may_go_on.is_set():
+            response.pause()
+        response.push_to(self)
+        try:
+            await self._over
+        except BaseException:
+            # What is left of it, if anything, is read by the loop.
+            self._stopped = True
+            response.resume()
+            raise
+        finally:
+            self._end_push()
+        return None
+
+    # What the connection calls.
+
+    def receive_data(self, data: bytes) -> None:
+        exchange = self.exchange
+        now = self._last = self._loop.time()
+        try:
+            if self._decompressor is None:
+                out = exchange.receive_data(data, now)
+            else:
+                out = self._receive(data)
+            if out:
+                self._hand_out(out)
+        except BaseException as error:
+            self._fail(error)
+            return
+        if exchange.step is not READ:
+            self._finish()
+        elif now + self._idle < self._when or exchange.phase is not self._phase:
+            self._set_bell()
+
+    def receive_end(self, error: Failed | None) -> None:
+        if error is None:
+            self._end_with(lambda: self.exchange.receive_eof(self._loop.time()))
+        else:
+            trouble = Trouble(error.late, str(error))
+            self._end_with(lambda: self._went_wrong(trouble))
+
+    # The end of it.
+
+    def _end_with(self, report: Callable[[], Out | None]) -> None:
+        try:
+            out = report()
+            if out:
+                self._hand_out(out)
+        except BaseException as error:
+            self._fail(error)
+        else:
+            self._finish()
+
+    def _finish(self) -> None:
+        self._end_push()
+        if not self._over.done():
+            self._over.set_result(None)
+
+    def _fail(self, error: BaseException) -> None:
+        self._end_push()
+        if not self._over.done():
+            self._over.set_exception(error)
+
+    def _end_push(self) -> None:
+        if self._pushed is not None:
+            self._pushed.pull()
+            self._pushed = None
+        if self._bell is not None:
+            self._bell.cancel()
+            self._bell = None
+        self._when = math.inf
+
+    # Time.
+
+    def _set_bell(self) -> None:
+        self._phase = self.exchange.phase
+        deadline = self.exchange.deadline(self._last)
+        if deadline != self._when:
+            if self._bell is not None:
+                self._bell.cancel()
+            self._when = deadline
+            never = deadline == math.inf
+            self._bell = None if never else self._loop.call_at(deadline, self._ring)
+
+    def _ring(self) -> None:
+        self._bell, self._when = None, math.inf
+        if self._pushed is None or not self._may_go_on.is_set():
+            return
+        now = self._loop.time()
+        if now < self.exchange.deadline(self._last):
+            self._set_bell()
+        else:
+            self._end_with(lambda: self.exchange.receive_timeout(now))
+
+
+class PushedStream(Answer[Out]):
+    """The answer to one call, handed out as it comes; nothing is sent before `run`."""
+
+    def __init__(self, begin: Callable[[], PushedCall[Out]]) -> None:
+        super().__init__()
+        self._begin = begin
+        self._call: PushedCall[Out] | None = None
+        self._is_paused = False
+
+    async def run(self) -> None:
+        """Carry the call out to its end, or, if it is cancelled, to where its policy says.
+
+        Raises UpstreamError and its children for what fails before anything was handed out, and
+        InvalidRequest for what is wrong with the request.
+        """
+        call = self._call = self._begin()
+        self._begun.append(call.exchange)
+        if self._is_paused:
+            call.pause()
+        try:
+            await call.run()
+            raise_unless_begun(call.exchange)
+        finally:
+            call.stop()
+            await call.leave()
+
+    def pause(self) -> None:
+        """Let upstream wait; what it has sent already may still be handed out."""
+        self._is_paused = True
+        if self._call is not None:
+            self._call.pause()
+
+    def resume(self) -> None:
+        """Go on."""
+        self._is_paused = False
+        if self._call is not None:
+            self._call.resume()
+
+    def stop(self) -> None:
+        """Hand out nothing more; for who is about to cancel `run`."""
+        if self._call is not None:
+            self._call.stop()
