@@ -353,8 +353,7 @@ class ChatStream:
             return
         at = 0
         while (end := data.find(b"\n\n", at) + 2) > 1:
-            frame = data[at:end] if at or end < len(data) else data
-            at = end
+            frame, at = data[at:end], end
             if self._read is not None and (text := self._read(frame)):
                 yield [text], []
                 if at < len(data) and self._route is not None:
@@ -367,7 +366,10 @@ class ChatStream:
 
     def _receive_rest_of_piece(self, rest: bytes) -> list[Event]:
         """Take in the beginning of an event, or more of one."""
-        if self._read is not None and self._route is not None and self._route.may_begin(rest):
+        route = self._route
+        # What is held back is not held to the limit of an event, so that one must be larger.
+        may_hold = len(rest) < _MAX_HELD <= self._max_event_size
+        if self._read is not None and may_hold and route is not None and route.may_begin(rest):
             self._read = None
             self._held = bytearray(rest)
             return []

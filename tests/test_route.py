@@ -197,6 +197,15 @@ def test_a_frame_that_is_not_quite_like_the_others(preset: str, kind: str, chang
     check([data[at : at + 7] for at in range(0, len(data), 7)], {})
 
 
+@pytest.mark.parametrize("limit", [250, 300, 4000, 4096, 5000])
+def test_an_event_over_the_limit_fails_in_the_call_that_brings_it_over(limit: int) -> None:
+    frames = write_frames(Answer(" word" * 12), PRESETS["xai"])
+    frames[8] = CHANGES["a long text"](frames[8])
+    data = b"".join(frames)
+    check([data[at : at + 7] for at in range(0, len(data), 7)], {"max_event_size": limit})
+    check(frames, {"max_event_size": limit})
+
+
 def delta_event(keys: str, number: int) -> dict[str, Any]:
     """A delta with these keys in this order."""
     values = {
