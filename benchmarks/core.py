@@ -26,9 +26,11 @@ from deltawire.testing import OPENAI, Answer, FunctionCall, Reasoning, write_fra
 
 DELTAS: Final = 2000
 
-# The bars, as ratios.
-ONE_PER_CALL_BAR: Final = 5.0
-SLICES_BAR: Final = 40.0
+# The bars, as ratios; NOTES.md says what was tried where they are not met.
+ONE_PER_CALL_BAR: Final = 2.5
+PIECES_BAR: Final = 3.0
+SLICES_BAR: Final = 15.0
+CHUNKS_BAR: Final = 2.0
 
 Contender = Callable[[], None]
 
@@ -129,11 +131,16 @@ def run(*, quick: bool) -> dict[str, Any]:
 
 
 def _judge(figures: dict[str, dict[str, float]]) -> None:
-    each = figures["translate, one event per call"]
+    each, pieces = (
+        figures[f"translate, {feed}"] for feed in ("one event per call", "16 KiB pieces")
+    )
     slices = figures["translate, 7-byte pieces"]["min"] / each["min"]
+    chunks = figures["receive_data, one event per call"]["min"] / each["min"]
     for what, value, bar in (
         ("translate, one event per call, to the floor", each["floors"], ONE_PER_CALL_BAR),
+        ("translate, 16 KiB pieces, to the floor", pieces["floors"], PIECES_BAR),
         ("7-byte pieces to one event per call", slices, SLICES_BAR),
+        ("receive_data to translate, one event per call", chunks, CHUNKS_BAR),
     ):
         verdict = "holds" if value <= bar else f"falls short by {value / bar - 1:.0%}"
-        print(f"  {what}: {value:.1f}x, bar {bar:.0f}x: {verdict}")
+        print(f"  {what}: {value:.1f}x, bar {bar:.1f}x: {verdict}")

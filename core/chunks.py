@@ -268,17 +268,11 @@ class ChunkWriter:
             return ChunkWithUsage(self.id, kind, self.created, self.model, choices, usage=usage)
         return ChatCompletionChunk(self.id, kind, self.created, self.model, choices)
 
-    def frame_around(self, sink: Sink, index: int) -> tuple[bytes, bytes]:
-        """What stands before and after the text in the frame of a delta for `sink`.
+    def around(self, sink: Sink, index: int) -> tuple[tuple[bytes, bytes], Callable[[str], Chunk]]:
+        """What stands before and after the text in the frame of a delta, and what makes its chunk.
 
-        `index` is that of the tool call; the frame is that of a delta in the middle of its block.
+        `index` is that of the tool call; the delta is one in the middle of its block.
         """
-        frame = self.chunk_around(sink, index)(_MARK).to_wire()
-        prefix, _, suffix = frame.rpartition(msgspec.json.encode(_MARK))
-        return prefix, suffix
-
-    def chunk_around(self, sink: Sink, index: int) -> Callable[[str], Chunk]:
-        """What makes the chunk of such a delta from its text."""
         delta: Callable[[str], Delta] = _content_delta
         if sink is Sink.REFUSAL:
             delta = _refusal_delta
@@ -291,14 +285,14 @@ class ChunkWriter:
         id, created, model = self.id, self.created, self.model
 
         def chunk(text: str) -> Chunk:
-            choice = ChunkChoice(0, delta(text), None)
-            return make(id, kind, created, model, [choice], usage=None)
+            return make(id, kind, created, model, [ChunkChoice(0, delta(text), None)], usage=None)
 
-        return chunk
+        prefix, _, suffix = chunk(_MARK).to_wire().rpartition(msgspec.json.encode(_MARK))
+        return (prefix, suffix), chunk
 
 
 def _content_delta(text: str) -> Delta:
-    return Delta(content=text)
+    return Delta(None, text)
 
 
 def _refusal_delta(text: str) -> Delta:

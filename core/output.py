@@ -619,8 +619,7 @@ class Output:
         """Take in the whole arguments; a call that another one has followed cannot grow."""
         part = call.arguments.streaming(0)
         followed = call.complete and call.opened and call is not self._last_opened
-        rest = part.sent.remainder(text)
-        if followed and rest:
+        if followed and part.sent.remainder(text):
             self._diverge(call.arguments, len(text))
         else:
             self._state(call.arguments, part, text)

@@ -105,6 +105,11 @@ class SSEDecoder:
         self._rest += data
         return True
 
+    @property
+    def room(self) -> int:
+        """By how many bytes a line that has begun may grow; 0 between two lines."""
+        return 0 if self._closed or not self._rest else self._max_event_size - len(self._rest)
+
     def receive_eof(self) -> list[ServerSentEvent]:
         """The end of the stream: the cut-off event if `flush_at_eof`, else nothing.
 

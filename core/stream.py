@@ -13,31 +13,36 @@ what each may do in each state; `COMPLETED`, `INCOMPLETE` and `FAILED` have said
 and only wait for the end of the bytes.
 
 Two paths, one machine. Most events are a delta for the same part as the one before. Once such a
-delta has gone the long way, its `_Route` is remembered: the identity that it came with and the
-frame or chunk around its text. An event with the very same identity takes the same route, its text
-put there; anything else forgets the route and goes the long way again. A text that took the route
-is accounted for later, in `_settle`, before anything looks at the account.
+delta has gone the long way, its `Route` is remembered, and a frame that differs in nothing but its
+text takes it: the text is put into the frame or chunk that the writer gave for it. Anything else
+forgets the route and goes the long way again. A text that took the route is accounted for
+later, before anything looks at the account.
+
+Bytes that only lengthen what has begun, a frame for the route or a line of the decoder's, are held
+back and looked at together. No line ends in them but the first of such a frame, so nothing that
+could be said is ever late.
 """
 
 from __future__ import annotations
 
 import enum
+import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import MappingProxyType
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 import msgspec
-from msgspec import Struct
 
 from deltawire import shapes
 from deltawire.chat import Chunk, Event, Failure, FinishReason, Usage
 from deltawire.chunks import ChunkWriter
 from deltawire.dialects import GENERIC, Dialect
 from deltawire.errors import EventTooLarge, LocalProtocolError
-from deltawire.items import Channel, Part, Sink
+from deltawire.items import Sink
 from deltawire.output import Divergence, Output
 from deltawire.responses import Response, StreamEvent, parse
+from deltawire.route import Route, learn
 from deltawire.sse import DEFAULT_MAX_EVENT_SIZE, ServerSentEvent, SSEDecoder
 from deltawire.tools import ClientTools
 
@@ -101,31 +106,12 @@ TRANSITIONS: Final = MappingProxyType(
 _ENDED: Final = frozenset({State.COMPLETED, State.INCOMPLETE, State.FAILED})
 
 
-class _DeltaEvent(Struct, kw_only=True, gc=False):
-    """A delta event read only as far as routing needs; `logprobs` has to be empty to fit.
-
-    The fields stand in the order in which OpenAI writes them, which the decoder expects first.
-    """
-
-    type: str | None = None
-    content_index: int | None = None
-    delta: str
-    item_id: str | None = None
-    logprobs: tuple[()] = ()
-    output_index: int | None = None
-    summary_index: int | None = None
-    call_id: str | None = None
-
-
-_decode_delta: Final = msgspec.json.Decoder(_DeltaEvent).decode
-# What a decoder raises for a payload that is not of the expected kind.
-_UNFIT: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _encode: Final = msgspec.json.Encoder().encode
 
-# Spliced texts wait to be accounted for. 64 of at most 4 KiB are few enough to keep and enough
-# to make the cost of the digest per delta small; in a larger event the splice would save little.
-_MAX_UNSETTLED: Final = 64
-_MAX_SPLICED: Final = 4096
+# How many bytes are held back before they are looked at; longer frames take no route.
+_MAX_HELD: Final = 4096
+# So many routes in a row that nothing took, and the stream is one that has none.
+_MAX_UNUSED: Final = 8
 
 # Enough of a body that is no event stream to recognize it in an error message.
 _HEAD_SIZE: Final = 64
@@ -135,22 +121,6 @@ _BLANK: Final = b"\xef\xbb\xbf \t\r\n"
 
 _LF: Final = ord("\n")
 _CR: Final = ord("\r")
-
-
-class _Route(NamedTuple):
-    """How the last delta went, for events of the same identity. A tuple, to be unpacked at once."""
-
-    head: bytes
-    """What stands before the payload of such an event."""
-    head_size: int
-    limit: int
-    """How large the payload may be."""
-    identity: _DeltaEvent
-    prefix: bytes
-    """What stands before the text in its frame."""
-    suffix: bytes
-    chunk: Callable[[str], Chunk]
-    """What makes a chunk of the text."""
 
 
 class ChatStream:
@@ -224,10 +194,15 @@ class ChatStream:
         self._early_end: Response | None = None
         self._ignored = 0
 
-        self._route: _Route | None = None
-        # The texts that took the route, and where they belong.
-        self._unsettled: list[str] = []
-        self._target: tuple[Channel, Part] | None = None
+        self._route: Route | None = None
+        # What reads the text of a frame that takes the route; None while that is not possible.
+        self._read: Callable[[bytes], str] | None = None
+        # What stands before and after such a text in its frame, and what makes a chunk of it.
+        self._around: tuple[bytes, bytes]
+        self._chunk: Callable[[str], Chunk]
+        self._unused = 0
+        # The beginning of a frame or the rest of a line; None where nothing may be held back.
+        self._held: bytearray | None = None
 
         self.state = State.IDLE
         self.end: State | None = None
@@ -285,21 +260,29 @@ class ChatStream:
         """Unknown events, keepalives, comments, and all that came too late."""
         return self._ignored + self._output.ignored + self._decoder.comments
 
-    # The two renderings.
+    # The two renderings. One event in one call, or a few bytes of one, is how streams arrive: what
+    # is written out here is that, and nothing is called that need not be.
 
     def receive_data(self, data: bytes) -> list[Event]:
         """The events that these bytes make: chunks, and at the end Failure or Done."""
-        route = self._route
-        if route is not None and (text := self._routed(route, data)):
-            return [route.chunk(text)]
-        return self._receive_plainly(data)
-
-    def _receive_plainly(self, data: bytes) -> list[Event]:
-        events = self._writer.out = []
-        for sse in self._decode(data):
-            self._receive(sse)
-        self._check_overflow()
-        return events
+        read = self._read
+        if read is not None:
+            if text := read(data):
+                return [self._chunk(text)]
+        elif (
+            (held := self._held) is not None
+            and _LF not in data
+            and _CR not in data
+            and len(held) + len(data) <= _MAX_HELD
+        ):
+            held += data
+            return []
+        said: list[Event] = []
+        for texts, events in self._pieces(data):
+            if texts:
+                said += map(self._chunk, texts)
+            said += events
+        return said
 
     def receive_eof(self) -> list[Event]:
         """The end of upstream's bytes. A Failure `upstream_truncated` if no end came before."""
@@ -314,7 +297,7 @@ class ChatStream:
 
     def _close(self, broken: Failure | None) -> list[Event]:
         self._check_open()
-        events = self._writer.out = []
+        events = self._receive_plainly(self._release())
         self._receive_rest()
         if self.state not in _ENDED:
             self._end_of_upstream(broken or _truncated(self._end_of_bytes()))
@@ -323,50 +306,26 @@ class ChatStream:
 
     def translate(self, data: bytes) -> bytes:
         """As `receive_data`, rendered as server-sent events."""
-        route = self._route
-        if route is not None and (text := self._routed(route, data)):
-            return route.prefix + _encode(text) + route.suffix
-        return self._translate_plainly(data)
-
-    def _routed(self, route: _Route, data: bytes) -> str:
-        """The text of a whole event that takes the route; "" if these bytes are not one.
-
-        One event in one call is how streams arrive, and these lines are what it costs; that is why
-        nothing is called here that could be written out.
-        """
-        payload = data[route.head_size : -2]
-        if (
-            data[: route.head_size] == route.head
-            and data[-2:] == b"\n\n"
-            and _LF not in payload
-            and _CR not in payload
-            and len(payload) < route.limit
-            and self._decoder.idle
+        read = self._read
+        if read is not None:
+            if text := read(data):
+                # Joining a constant pair costs half of adding to both ends.
+                return _encode(text).join(self._around)
+        elif (
+            (held := self._held) is not None
+            and _LF not in data
+            and _CR not in data
+            and len(held) + len(data) <= _MAX_HELD
         ):
-            try:
-                event = _decode_delta(payload)
-            except _UNFIT:
-                return ""
-            text = event.delta
-            event.delta = ""
-            if text and event == route.identity:
-                unsettled = self._unsettled
-                unsettled.append(text)
-                if len(unsettled) == _MAX_UNSETTLED:
-                    self._settle()
-                return text
-        return ""
-
-    def _translate_plainly(self, data: bytes) -> bytes:
-        if _LF not in data and self.state is not State.IDLE and self._decoder.hold(data):
+            held += data
             return b""
-        # Three line ends are one event; to look for the pairs of them costs more.
-        several = data.count(b"\n") > 3 and _CR not in data
-        *events, rest = data.split(b"\n\n") if several else [data]
-        if not events or not (rest or events[1:]):
-            return _rendered(self._receive_plainly(data))
-        frames = [self.translate(event + b"\n\n") for event in events]
-        return b"".join(frames) + self.translate(rest)
+        frames: list[bytes] = []
+        for texts, events in self._pieces(data):
+            if texts:
+                around = self._around
+                frames += [_encode(text).join(around) for text in texts]
+            frames += [event.to_wire() for event in events]
+        return b"".join(frames)
 
     def translate_eof(self) -> bytes:
         """As `receive_eof`, rendered as server-sent events."""
@@ -382,11 +341,62 @@ class ChatStream:
         if self.state is State.CLOSED:
             raise LocalProtocolError("the stream is closed: receive_eof() was called before")
 
-    def _decode(self, data: bytes) -> list[ServerSentEvent]:
+    def _pieces(self, data: bytes) -> Iterator[tuple[list[str], list[Event]]]:
+        """What these bytes make, in order: texts that take the route, and events."""
         self._check_open()
+        if self._held is not None:
+            data = self._release() + data
+        elif data.endswith(b"\n\n") and data.count(b"\n") <= 3 and _CR not in data:
+            # One event, which does not take the route: that was tried. To look for pairs of line
+            # ends in a large one costs as much as to read it.
+            yield [], self._receive_plainly(data)
+            return
+        at = 0
+        while (end := data.find(b"\n\n", at) + 2) > 1:
+            frame, at = data[at:end], end
+            if self._read is not None and (text := self._read(frame)):
+                yield [text], []
+                if at < len(data) and self._route is not None:
+                    texts, at = self._route.read_run(data, at)
+                    yield texts, []
+            else:
+                yield [], self._receive_plainly(frame)
+        if at < len(data) or not data:
+            yield [], self._receive_rest_of_piece(data[at:])
+
+    def _receive_rest_of_piece(self, rest: bytes) -> list[Event]:
+        """Take in the beginning of an event, or more of one."""
+        route = self._route
+        # What is held back is not held to the limit of an event, so that one must be larger.
+        may_hold = len(rest) < _MAX_HELD <= self._max_event_size
+        if self._read is not None and may_hold and route is not None and route.may_begin(rest):
+            self._read = None
+            self._held = bytearray(rest)
+            return []
+        events = self._receive_plainly(rest)
+        if self._decoder.room > _MAX_HELD and self.state is not State.IDLE:
+            self._held = bytearray()
+        return events
+
+    def _release(self) -> bytes:
+        """The bytes that were held back, which are not any more."""
+        held, self._held = self._held, None
+        if self._route is not None and self._decoder.idle:
+            self._read = self._route.read
+        return bytes(held or b"")
+
+    def _receive_plainly(self, data: bytes) -> list[Event]:
+        """Take in bytes the long way."""
+        events = self._writer.out = []
+        self._read = None
         if self.state is State.IDLE:
             data = self._open(data)
-        return self._feed(data)
+        for sse in self._feed(data):
+            self._receive(sse)
+        self._check_overflow()
+        if self._route is not None and self._decoder.idle:
+            self._read = self._route.read
+        return events
 
     def _feed(self, data: bytes) -> list[ServerSentEvent]:
         if self._overflown:
@@ -399,7 +409,7 @@ class ChatStream:
 
     def _check_overflow(self) -> None:
         if self._overflown and self.state not in _ENDED:
-            self._settle()
+            self._forget()
             self._fail(
                 Failure(
                     f"an upstream event is larger than max_event_size"
@@ -449,37 +459,29 @@ class ChatStream:
                     self._receive(sse)
         self._check_overflow()
 
-    def _remember(self, line: str, event: StreamEvent, channel: Channel, part: Part) -> None:
-        """Let events of the same identity take the same route, if it is a plain one."""
-        way = self._output.way_of(channel, part)
-        if way is None:
+    def _remember(self, sse: ServerSentEvent, event: StreamEvent) -> None:
+        """Let frames like this one take the same way as it, if that is a plain one."""
+        if self._output.latest is None or self._unused == _MAX_UNUSED:
             return
-        identity = _DeltaEvent(
-            delta="",
-            type=event.type,
-            item_id=event.item_id,
-            call_id=event.call_id,
-            output_index=event.output_index,
-            content_index=event.content_index,
-            summary_index=event.summary_index,
-        )
-        head = b"data: " if line == "message" else b"event: %b\ndata: " % line.encode()
-        # The decoder's limit is on the whole line.
-        limit = min(self._max_event_size - len(b"data: ") + 1, _MAX_SPLICED)
-        frame, chunk = self._writer.frame_around(*way), self._writer.chunk_around(*way)
-        self._route = _Route(head, len(head), limit, identity, *frame, chunk)
-        self._target = (channel, part)
+        channel, part = self._output.latest
+        way = self._output.way_of(channel, part)
+        name = b"" if sse.event == "message" else b"event: %b\n" % sse.event.encode()
+        template = None if way is None else learn(name + b"data: ", sse.data, event)
+        if way is None or template is None:
+            return
+        account = functools.partial(self._output.account, channel, part)
+        self._route = Route(template, account, self._max_event_size)
+        self._around, self._chunk = self._writer.around(*way)
 
-    def _settle(self) -> None:
-        """Account for the spliced texts."""
-        if self._unsettled and self._target is not None:
-            text = "".join(self._unsettled)
-            self._unsettled.clear()
-            self._output.account(*self._target, text)
+    def _forget(self) -> None:
+        """Let nothing take the route any more."""
+        if self._route is not None:
+            self._route.settle()
+            self._unused = 0 if self._route.used else self._unused + 1
+            self._route = self._read = None
 
     def _receive(self, sse: ServerSentEvent) -> None:
-        self._settle()
-        self._route = None
+        self._forget()
         if self.state in _ENDED:
             self._ignored += 1
             return
@@ -503,8 +505,8 @@ class ChatStream:
             self._advance(Signal.OUTPUT)
             if self._writer.ended:
                 self._advance(Signal.COMPLETED)
-            elif self._output.latest is not None:
-                self._remember(sse.event, event, *self._output.latest)
+            else:
+                self._remember(sse, event)
         elif name in _LIFECYCLE:
             self._on_lifecycle(event)
         elif name in _TERMINALS:
@@ -562,7 +564,7 @@ class ChatStream:
             self.end = self.state
         if signal is not Signal.OUTPUT:
             # Nothing takes the short way past the end.
-            self._route = None
+            self._forget()
 
     def _on_lifecycle(self, event: StreamEvent) -> None:
         self._advance(Signal.LIFECYCLE)

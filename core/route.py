@@ -1,0 +1,381 @@
+"""`Route`: the short way of a text delta, from the bytes of its frame to its text.
+
+What may live here: how a frame looks whose like went the long way a moment ago. What may not: what
+an event means (`output`), the life of the response (`stream`, the only caller), how a chunk looks
+(`chunks`).
+
+Theory of operation
+-------------------
+The frames of the deltas of one part are equal but for a text, a sequence number and a padding:
+
+    event: ...
+    data: {...,"delta":"TEXT","item_id":...,"obfuscation":"PAD",...,"sequence_number":N}
+
+A `Template` is what is constant in a frame that went the long way, and where its slots are; it is
+proved, not guessed: another text put into the slot has to parse as the same event with that text.
+A frame that fits is the template's constants, byte for byte, with a JSON string, digits, and
+letters and digits between them, so that it cannot mean anything else. Whatever does not fit goes
+the long way; nothing here has to understand it.
+
+Every step is a method of `bytes` that does its work in C, because a step of Python costs more than
+all the bytes of a frame. benchmarks/NOTES.md has what else was tried, and the figures.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import astuple
+
+from deltawire.responses import StreamEvent, parse
+
+_decode_text: Final = msgspec.json.Decoder(str).decode
+# What a decoder raises for something that is no string.
+_UNFIT: Final = (msgspec.MsgspecError, UnicodeDecodeError)
+
+# Texts wait to be accounted for. 48 of at most 4 KiB are few enough to keep and enough to make the
+# cost of the digest per delta small; in a larger event a short way would save little.
+_MAX_UNSETTLED: Final = 48
+_MAX_FRAME: Final = 4096
+# How many bytes are searched for frames at once: enough to spread the cost of a search, and little
+# enough to be searched in vain.
+_WINDOW: Final = 16 * 1024
+
+_DIGITS: Final = b"0123456789"
+_ALPHANUMERICS: Final = _DIGITS + b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_CYCLE: Final = rb'("[^"\\]*(?:\\.[^"\\]*)*")(.{%d})%b(.{%d})%b(.{%d})'
+_NEXT_KEY: Final = re.compile(rb' *, *"[^"\\]*"')
+
+
+# A pattern, and what each of its groups should be.
+_Cycle: TypeAlias = tuple[re.Pattern[bytes], tuple[tuple[int, bytes], ...]]
+
+
+class _Slot(Struct, frozen=True):
+    """Bytes that differ from frame to frame: all of `chars`, the first from `least` to `past`.
+
+    JSON knows no number without a digit or with a zero in front. A slot that is not there has no
+    `chars`. `pattern` says the same once more.
+    """
+
+    chars: bytes = b""
+    least: bytes = b""
+    past: bytes = b"\xff"
+    pattern: bytes = b""
+
+    @property
+    def example(self) -> bytes:
+        return b"1" if self.chars else b""
+
+
+_NONE: Final = _Slot()
+_NUMBER: Final = _Slot(_DIGITS, b"1", b":", b"[1-9][0-9]*")
+_PADDING: Final = _Slot(_ALPHANUMERICS, pattern=b"[0-9A-Za-z]*")
+# Each stands once in a payload, or is taken for a constant. The text is no slot like the others.
+_SLOTS: Final = (
+    (b'"delta"', re.compile(rb'"delta" *: *("(?:[^"\\]|\\.)*")'), _NONE),
+    (b'"sequence_number"', re.compile(rb'"sequence_number" *: *([1-9][0-9]*)[ ,}]'), _NUMBER),
+    (b'"obfuscation"', re.compile(rb'"obfuscation" *: *"([0-9A-Za-z]+)"'), _PADDING),
+)
+
+
+class Template(Struct, frozen=True):
+    """A frame: lead, SLOT, head, TEXT, key, middle, SLOT, between, SLOT, end.
+
+    The head ends with the key `"delta"` and its colon, `key` is as much of what follows the text as
+    can be searched for. Of the slots there are at most two, and the one in front, which servers
+    have that count first, only with one behind the text.
+    """
+
+    lead: bytes
+    ahead: _Slot
+    head: bytes
+    key: bytes
+    middle: bytes
+    behind: _Slot
+    between: bytes
+    last: _Slot
+    end: bytes
+    delta: bytes
+    """What the head ends with."""
+
+    @property
+    def start(self) -> bytes:
+        """What every frame begins with."""
+        return self.lead if self.ahead.chars else self.lead + self.head
+
+    @property
+    def example(self) -> bytes:
+        """A frame that fits."""
+        front = self.lead + self.ahead.example + self.head + b'"x"' + self.key + self.middle
+        return front + self.behind.example + self.between + self.last.example + self.end
+
+    @property
+    def upcoming(self) -> bytes:
+        """The beginning of a frame, up to its text."""
+        return self.lead + self.ahead.example + self.head
+
+    @property
+    def cycle(self) -> _Cycle:
+        """What stands between the texts of two frames: a pattern, and what its groups should be.
+
+        Of five groups of a frame, split by the pattern, the first is what should not be there, the
+        second is the text.
+        """
+        first, one, second = self.key + self.middle, self.behind, self.between
+        two, third = self.last, self.end + self.head
+        if self.lead and one.chars:
+            second, two, third = self.end + self.lead, self.ahead, self.head
+        elif self.lead:
+            first, one, second, third = first + self.lead, self.ahead, self.head, b""
+        pattern = _CYCLE % (len(first), one.pattern, len(second), two.pattern, len(third))
+        constants = ((0, b""), (2, first), (3, second), (4, third))
+        return re.compile(pattern, re.DOTALL), constants
+
+
+def learn(line: bytes, payload: bytes, event: StreamEvent) -> Template | None:
+    """The template of the frame of a delta; None if it has none.
+
+    `line` is what stands before `payload` in the frame, `event` what the payload was read as.
+    """
+    if event.logprobs:
+        return None
+    slots = []
+    for name, pattern, slot in _SLOTS:
+        # `search` and a count: `finditer` left objects behind with every call.
+        found = pattern.search(payload) if payload.count(name) == 1 else None
+        if found is not None:
+            slots.append((*found.span(1), slot))
+    slots.sort(key=lambda each: each[0])
+    constants, kinds = [line], []
+    at = 0
+    for begin, end, slot in slots:
+        constants[-1] += payload[at:begin]
+        constants.append(b"")
+        kinds.append(slot)
+        at = end
+    constants[-1] += payload[at:] + b"\n\n"
+    template = _arranged(constants, kinds)
+    if template is None:
+        return None
+    text, event.delta = event.delta, "x"
+    example = parse(template.example[len(line) : -2], StreamEvent) or StreamEvent()
+    example.type = example.type or event.type
+    proved = example == event
+    event.delta = text
+    return template if proved else None
+
+
+def _arranged(constants: list[bytes], slots: list[_Slot]) -> Template | None:
+    """The template with these slots between these constants; None for an order never seen."""
+    if _NONE not in slots:
+        return None
+    before, behind = slots[: slots.index(_NONE)], slots[slots.index(_NONE) + 1 :]
+    if len(before) == 2:
+        return None
+    lead, *rest = constants
+    if not before:
+        if behind:
+            head, lead = lead, b""
+        else:
+            # Something has to be in front of the missing slot.
+            head, lead = lead[1:], lead[:1]
+    else:
+        head, *rest = rest
+    follows = rest[0]
+    following = _NEXT_KEY.match(follows)
+    key = follows[: following.end() if following else -1]
+    delta = head[head.index(b'"delta"') :]
+    return Template(
+        lead=lead,
+        ahead=before[0] if before else _NONE,
+        head=head,
+        key=key,
+        middle=follows[len(key) :],
+        behind=behind[0] if behind else _NONE,
+        between=rest[1] if len(behind) > 0 and not lead else b"",
+        last=behind[1] if len(behind) > 1 else _NONE,
+        end=rest[-1] if len(behind) > 1 or (lead and behind) else b"",
+        delta=delta,
+    )
+
+
+class Tally:
+    """The texts that took a route and wait to be accounted for, by `account`."""
+
+    __slots__ = ("_account", "texts", "used")
+
+    def __init__(self, account: Callable[[str], None]) -> None:
+        self._account = account
+        self.texts: list[str] = []
+        self.used = False
+
+    def settle(self) -> None:
+        """Account for them."""
+        if self.texts:
+            self.used = True
+            text = "".join(self.texts)
+            self.texts.clear()
+            self._account(text)
+
+
+def _reader(template: Template, tally: Tally, limit: int) -> Callable[[bytes], str]:
+    """What gives the text of a frame that fits, of up to `limit` bytes, and "" for any other.
+
+    A closure, and written out once more below: as a method it took a fifth longer.
+    """
+    head, key, middle, between = template.head, template.key, template.middle, template.between
+    behind, least_behind, past_behind, _ = astuple(template.behind)
+    last, least_last, past_last, _ = astuple(template.last)
+    end = template.end
+    decode, texts, append, settle = _decode_text, tally.texts, tally.texts.append, tally.settle
+
+    # `removeprefix` gives the very same object where there is no such prefix.
+    def read(frame: bytes) -> str:
+        opened = frame.removeprefix(head)
+        if opened is frame:
+            return ""
+        quoted, _, rest = opened.partition(key)
+        first = rest.removeprefix(middle)
+        second = first.lstrip(behind)
+        third = second.removeprefix(between)
+        if (
+            third.lstrip(last) != end
+            or first is rest
+            or third is second
+            or not least_behind <= first < past_behind
+            or not least_last <= third < past_last
+            # White space that JSON allows around a string may be the end of a line.
+            or quoted.strip() is not quoted
+            or len(frame) > limit
+        ):
+            return ""
+        try:
+            text = decode(quoted)
+        except _UNFIT:
+            return ""
+        append(text)
+        if len(texts) == _MAX_UNSETTLED:
+            settle()
+        return text
+
+    return read
+
+
+def _counted_first_reader(template: Template, tally: Tally, limit: int) -> Callable[[bytes], str]:
+    """As `_reader`, for a template with a lead."""
+    lead, head, key, middle = template.lead, template.head, template.key, template.middle
+    ahead, least_ahead, past_ahead, _ = astuple(template.ahead)
+    behind, least_behind, past_behind, _ = astuple(template.behind)
+    end = template.end
+    decode, texts, append, settle = _decode_text, tally.texts, tally.texts.append, tally.settle
+
+    def read(frame: bytes) -> str:
+        number = frame.removeprefix(lead)
+        behind_number = number.lstrip(ahead)
+        opened = behind_number.removeprefix(head)
+        if number is frame or opened is behind_number:
+            return ""
+        quoted, _, rest = opened.partition(key)
+        first = rest.removeprefix(middle)
+        if (
+            first.lstrip(behind) != end
+            or first is rest
+            or not least_ahead <= number < past_ahead
+            or not least_behind <= first < past_behind
+            or quoted.strip() is not quoted
+            or len(frame) > limit
+        ):
+            return ""
+        try:
+            text = decode(quoted)
+        except _UNFIT:
+            return ""
+        append(text)
+        if len(texts) == _MAX_UNSETTLED:
+            settle()
+        return text
+
+    return read
+
+
+class Route:
+    """The way of the deltas of one part.
+
+    template: how their frames look. account: told the texts, some time after they were read.
+    limit: how long a frame may be, in bytes.
+    """
+
+    __slots__ = ("_cycle", "_limit", "_start", "_tally", "_template", "read")
+
+    def __init__(self, template: Template, account: Callable[[str], None], limit: int) -> None:
+        self._template = template
+        self._tally = Tally(account)
+        self._limit = limit
+        self._start = template.start
+        self._cycle: _Cycle | None = None
+        make = _counted_first_reader if template.lead else _reader
+        self.read = make(template, self._tally, min(limit, _MAX_FRAME))
+        """The text of one frame, "" if it does not fit."""
+
+    @property
+    def used(self) -> bool:
+        """Whether any text took the route."""
+        return self._tally.used or bool(self._tally.texts)
+
+    def settle(self) -> None:
+        """Account for what was read."""
+        self._tally.settle()
+
+    def may_begin(self, data: bytes) -> bool:
+        """Whether these bytes may be the beginning of a frame, no line having ended unseen."""
+        start = self._start
+        if not data.startswith(start):
+            return start.startswith(data)
+        rest = data[len(start) :].removesuffix(b"\n")
+        return b"\n" not in rest and b"\r" not in rest
+
+    def read_run(self, data: bytes, at: int) -> tuple[list[str], int]:
+        """The texts of the frames that follow one another from `at`, and where they end.
+
+        A frame that is followed by something else may be left out.
+        """
+        window = data[at : at + min(self._limit, _WINDOW)]
+        size = window.rfind(b"\n\n") + 2
+        if size < 2 or not window.startswith(self._start):
+            return [], at
+        # With a frame before the first of the window and the beginning of one after the last, every
+        # text is between two. In C the pattern takes them apart, skipping what should be constant
+        # by its length, and in C that is compared; a loop of the steps of `read` took half as long
+        # again.
+        template = self._template
+        pattern, constants = self._cycle = self._cycle or template.cycle
+        *_, example = template.example.partition(template.delta)
+        parts = pattern.split(b"".join((example, window[:size], template.upcoming)))
+        columns = [(parts[group::5], constant) for group, constant in constants]
+        fitting = len(parts) // 5
+        for column, constant in columns:
+            if column.count(constant) != len(column):
+                others = (frame for frame, part in enumerate(column) if part != constant)
+                fitting = min(fitting, next(others))
+        texts: list[str] = []
+        for quoted in parts[1 : 5 * fitting : 5]:
+            try:
+                text = _decode_text(quoted)
+            except _UNFIT:
+                break
+            if not text:
+                break
+            texts.append(text)
+        if len(texts) < len(parts) // 5:
+            size = 0
+            for _ in texts[1:]:
+                size = window.index(b"\n\n", size) + 2
+        del texts[:1]
+        self._tally.texts += texts
+        self._tally.settle()
+        return texts, at + size
