@@ -132,9 +132,7 @@ def measure(
     return times
 
 
-def run(
-    *, quick: bool = False, peers: bool = False, size: Size | None = None
-) -> dict[str, Any]:
+def run(*, quick: bool = False, peers: bool = False, size: Size | None = None) -> dict[str, Any]:
     size = size or (QUICK if quick else FULL)
     figures: dict[str, Any] = {"unit": "us of CPU per event"}
     verdicts: list[Verdict] = []

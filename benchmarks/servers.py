@@ -1,0 +1,203 @@
+"""The servers that are measured, each as a user starts it, a process of its own.
+
+deltawire translates; nginx and Starlette with httpx pass the Responses stream through as it is;
+LiteLLM's proxy translates as deltawire does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from benchmarks import peers
+from benchmarks.processes import Failed, Program, environment
+
+CHAT: Final = "/v1/chat/completions"
+RESPONSES: Final = "/v1/responses"
+# Seconds until a server listens; LiteLLM's proxy imports for long.
+PATIENCE: Final = 120.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """One that listens; the CPU and the memory are those of `pid` and all below it."""
+
+    name: str
+    path: str
+    port: int
+    pid: int
+    is_peer: bool
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What is measured. `start` is given the port of upstream, a folder and the models."""
+
+    name: str
+    path: str
+    start: Callable[[int, Path, list[str]], tuple[Program, int]]
+    is_peer: bool = False
+
+    @contextlib.contextmanager
+    def running(self, upstream: int, folder: Path, models: list[str]) -> Iterator[Server]:
+        """Raises peers.Missing if it is not installed."""
+        home = folder / self.name.replace(" ", "-").replace("'", "")
+        home.mkdir(exist_ok=True)
+        program, port = self.start(upstream, home, models)
+        with program:
+            _await(program, port)
+            yield Server(self.name, self.path, port, program.pid, self.is_peer)
+
+
+def _await(program: Program, port: int) -> None:
+    """Return when it listens."""
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return
+        if not program.is_running():
+            break
+        time.sleep(0.1)
+    program.close()
+    raise Failed(f"does not start: {program.complaint()}")
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port: int = found.getsockname()[1]
+        return port
+
+
+def _deltawire(
+    transport: str, api: str = "responses", main: tuple[str, ...] = ("-m", "deltawire.server.cli")
+) -> Callable[[int, Path, list[str]], tuple[Program, int]]:
+    def start(upstream: int, folder: Path, models: list[str]) -> tuple[Program, int]:
+        file = folder / "deltawire.toml"
+        file.write_text(
+            f"""
+            server = {{ port = 0, transport = "{transport}", log = "none" }}
+            limits = {{ connections = 10000 }}
+            ledger = {{ url = "" }}
+            [[upstreams]]
+            name = "bench"
+            base_url = "http://127.0.0.1:{upstream}/v1"
+            api = "{api}"
+            accounts = [{{ name = "bench-1", key = "sk-bench" }}]
+            """
+        )
+        command = [sys.executable, *main, "serve", "--config", str(file)]
+        program = Program(command, folder / "log")
+        said = program.read()
+        return program, int(said.split("/v1/")[0].rpartition(":")[2])
+
+    return start
+
+
+def _nginx(upstream: int, folder: Path, models: list[str]) -> tuple[Program, int]:
+    port, file = _free_port(), folder / "nginx.conf"
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    paths = "".join(f"{kind}_temp_path {folder / kind};\n" for kind in kinds)
+    file.write_text(
+        f"""
+        daemon off; master_process off; worker_processes 1;
+        pid {folder / "pid"}; error_log {folder / "log"};
+        worker_rlimit_nofile 16384;
+        events {{ worker_connections 8192; }}
+        http {{
+            access_log off; {paths}
+            upstream bench {{ server 127.0.0.1:{upstream}; keepalive 256; }}
+            server {{
+                listen 127.0.0.1:{port} backlog=1024;
+                location / {{
+                    proxy_pass http://bench; proxy_buffering off; proxy_read_timeout 600s;
+                    proxy_http_version 1.1; proxy_set_header Connection "";
+                }}
+            }}
+        }}
+        """
+    )
+    return Program([peers.nginx(), "-c", str(file)], folder / "log"), port
+
+
+def _starlette(upstream: int, folder: Path, models: list[str]) -> tuple[Program, int]:
+    port = _free_port()
+    python = str(peers.program("starlette"))
+    here = str(Path(__file__).parent)
+    command = [python, "-m", "uvicorn", "starlette_app:app", "--app-dir", here]
+    command += ["--port", str(port), "--log-level", "warning", "--no-access-log"]
+    environ = environment(UPSTREAM=f"http://127.0.0.1:{upstream}")
+    return Program(command, folder / "log", environ=environ), port
+
+
+def _litellm(upstream: int, folder: Path, models: list[str]) -> tuple[Program, int]:
+    port, file = _free_port(), folder / "config.yaml"
+    base = f"http://127.0.0.1:{upstream}/v1"
+    listed = [
+        {
+            "model_name": model,
+            "litellm_params": {
+                "model": f"openai/responses/{model}",
+                "api_base": base,
+                "api_key": "sk-bench",
+            },
+        }
+        for model in models
+    ]
+    # JSON is YAML.
+    file.write_text(json.dumps({"model_list": listed}))
+    command = [str(peers.program("litellm", "litellm")), "--config", str(file)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--telemetry", "False"]
+    quiet = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+    # What it says on standard output nobody reads.
+    shell = ["sh", "-c", 'exec "$@" >/dev/null', "sh", *command]
+    return Program(shell, folder / "log", environ=environment(**quiet), cwd=folder), port
+
+
+def _uvloop(upstream: int, folder: Path, models: list[str]) -> tuple[Program, int]:
+    if importlib.util.find_spec("uvloop") is None:
+        raise peers.Missing("not installed")
+    main = "import sys, uvloop; uvloop.install(); from deltawire.server.cli import main; main()"
+    return _deltawire("asyncio", main=("-c", main))(upstream, folder, models)
+
+
+ASYNCIO: Final = Contender("deltawire, asyncio", CHAT, _deltawire("asyncio"))
+TRIO: Final = Contender("deltawire, trio", CHAT, _deltawire("trio"))
+SYNC: Final = Contender("deltawire, sync", CHAT, _deltawire("sync"))
+UVLOOP: Final = Contender("deltawire, asyncio on uvloop", CHAT, _uvloop)
+RELAY: Final = Contender("deltawire, asyncio, chat as it is", CHAT, _deltawire("asyncio", "chat"))
+NGINX: Final = Contender("nginx, as it is", RESPONSES, _nginx)
+STARLETTE: Final = Contender("Starlette + httpx, as it is", RESPONSES, _starlette, is_peer=True)
+LITELLM: Final = Contender("LiteLLM's proxy", CHAT, _litellm, is_peer=True)
+
+
+@contextlib.contextmanager
+def started(
+    contenders: list[Contender], upstream: int, folder: Path, models: list[str]
+) -> Iterator[tuple[dict[str, Server], dict[str, str]]]:
+    """Those that run, by name, and why the others do not.
+
+    models: those that they will be asked for; LiteLLM wants a list.
+    """
+    servers: dict[str, Server] = {}
+    absent: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+        for contender in contenders:
+            try:
+                servers[contender.name] = stack.enter_context(
+                    contender.running(upstream, folder, models)
+                )
+            except peers.Missing as why:
+                absent[contender.name] = str(why)
+            except Failed as why:
+                if not contender.is_peer:
+                    raise
+                absent[contender.name] = f"failed: {why}"
+        yield servers, absent
