@@ -39,10 +39,11 @@ Contender = Callable[[], None]
 
 
 class Size(NamedTuple):
-    """How much is measured: deltas of a stream, rounds."""
+    """How much is measured: deltas of a stream, rounds, kinds of streams."""
 
     deltas: int
     rounds: int
+    kinds: tuple[str, ...] = ("text", "tool", "reasoning")
 
 
 FULL: Final = Size(DELTAS, 15)
@@ -136,7 +137,8 @@ def run(*, quick: bool = False, peers: bool = False, size: Size | None = None) -
     size = size or (QUICK if quick else FULL)
     figures: dict[str, Any] = {"unit": "us of CPU per event"}
     verdicts: list[Verdict] = []
-    for kind, frames in kinds(size.deltas).items():
+    for kind in size.kinds:
+        frames = kinds(size.deltas)[kind]
         with contextlib.ExitStack() as stack:
             running: dict[str, others.Peer] = {}
             absent: dict[str, str] = {}

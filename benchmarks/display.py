@@ -1,4 +1,7 @@
-"""Tables and the progress bar."""
+"""Tables and the progress bar.
+
+rich is imported where something is shown: the processes of a benchmark import this file as well.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,13 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table. The first column is names, the others are figures; a row may be shorter."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(columns):
         made.add_column(column, justify="right" if number else "left", no_wrap=True)
@@ -29,6 +31,9 @@ def progress(what: str, steps: int) -> Iterator[Callable[[str], None]]:
 
     Gives a function that is called at the start of each step with its name.
     """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

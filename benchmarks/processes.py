@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
+# `python -m benchmarks` works from here.
+ROOT: Final = Path(__file__).parents[1]
 # Clients, upstream and server hold both ends of 1,000 streams and more.
 FILES: Final = 65536
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
@@ -70,7 +72,7 @@ class Program:
         log: Path,
         *,
         environ: Mapping[str, str] | None = None,
-        cwd: Path | None = None,
+        cwd: Path = ROOT,
     ) -> None:
         self._log = log
         with log.open("w") as said:

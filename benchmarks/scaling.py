@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 from benchmarks import servers
 from benchmarks.core import sliced
 from benchmarks.display import progress, table
-from benchmarks.processes import Load, Upstream, bench, cpu
+from benchmarks.processes import ROOT, Load, Upstream, bench, cpu
 from benchmarks.servers import ASYNCIO, Server
 from benchmarks.verdicts import Verdict, judged, of_pairs
 from deltawire import ChatStream, State
@@ -37,6 +37,8 @@ METHODS: Final = ("translate", "receive_data")
 FLAT_BAR: Final = 1.5
 # Memory of the longest stream over that of the shortest, in KiB.
 KEPT_BAR: Final = 1024.0
+# Bytes of memory for a byte of one event.
+EVENT_BAR: Final = 4.0
 
 
 class Size(NamedTuple):
@@ -44,7 +46,8 @@ class Size(NamedTuple):
 
     deltas: the lengths of a stream, the first the one that the others are compared with; rounds of
     each; event: bytes of the largest event; slices: bytes of a read; sliced: deltas of that stream;
-    streams: how many are open; events: so many deltas of all together; server_rounds.
+    streams: how many are open; events: so many deltas of all together; server_rounds;
+    methods: of `ChatStream`.
     """
 
     deltas: tuple[int, ...]
@@ -55,6 +58,7 @@ class Size(NamedTuple):
     streams: tuple[int, ...]
     events: int
     server_rounds: int
+    methods: tuple[str, ...] = METHODS
 
 
 SLICES: Final = (1, 7, 64, 512, 1460, 4096, 16384, 65536)
@@ -145,15 +149,15 @@ def measure(case: str, size: int, method: str) -> dict[str, float]:
     # So short a run is mostly the clock's and the caches' own.
     times = max(1, SHORT // size)
     command = [sys.executable, "-m", "benchmarks.scaling", case, str(size), method, str(times)]
-    figures: dict[str, float] = json.loads(subprocess.check_output(command))
+    figures: dict[str, float] = json.loads(subprocess.check_output(command, cwd=ROOT))
     return figures
 
 
 def run(*, quick: bool = False, size: Size | None = None) -> dict[str, Any]:
     size = size or (QUICK if quick else FULL)
-    lengths = _grown("deltas", size.deltas, size.rounds, 1000)
+    lengths = _grown("deltas", size.deltas, size, 1000)
     _show(f"deltas in a stream, in pieces of {PIECE} bytes", "us", lengths)
-    events = _grown("event", (size.event // 10, size.event), size.rounds, 1)
+    events = _grown("event", (size.event // 10, size.event), size, 1)
     _show(f"bytes in one event, in pieces of {SLICE} bytes", "ns", events)
     slices = _sliced(size)
     _show_slices(size, slices)
@@ -161,7 +165,9 @@ def run(*, quick: bool = False, size: Size | None = None) -> dict[str, Any]:
     _show_streams(streams)
     bars = [
         *_flat("deltas in a stream", lengths),
+        *_kept(lengths),
         *_flat("bytes in one event", events),
+        *_kept_of_event(events),
         Verdict(
             what=f"server: {size.streams[-1]:,} open streams to {size.streams[0]}, per event",
             value=of_pairs(streams[size.streams[-1]], streams[size.streams[0]]),
@@ -176,17 +182,19 @@ def run(*, quick: bool = False, size: Size | None = None) -> dict[str, Any]:
 Grown = dict[str, dict[int, dict[str, list[float]]]]
 
 
-def _grown(case: str, sizes: tuple[int, ...], rounds: int, per: int) -> Grown:
+def _grown(case: str, lengths: tuple[int, ...], size: Size, per: int) -> Grown:
     """What one of so many costs, in ns / per, and KiB."""
-    grown: Grown = {method: {size: {"cost": [], "kib": []} for size in sizes} for method in METHODS}
-    with progress(case, rounds * len(sizes) * len(METHODS)) as step:
-        for _ in range(rounds):
-            for method in METHODS:
-                for size in sizes:
-                    step(f"{method}, {size:,}")
-                    figures = measure(case, size, method)
-                    grown[method][size]["cost"].append(figures["ns"] / size / per)
-                    grown[method][size]["kib"].append(figures["kib"])
+    grown: Grown = {
+        method: {length: {"cost": [], "kib": []} for length in lengths} for method in size.methods
+    }
+    with progress(case, size.rounds * len(lengths) * len(size.methods)) as step:
+        for _ in range(size.rounds):
+            for method in size.methods:
+                for length in lengths:
+                    step(f"{method}, {length:,}")
+                    figures = measure(case, length, method)
+                    grown[method][length]["cost"].append(figures["ns"] / length / per)
+                    grown[method][length]["kib"].append(figures["kib"])
     return grown
 
 
@@ -198,11 +206,27 @@ def _flat(what: str, grown: Grown) -> Iterator[Verdict]:
             value=of_pairs(sizes[largest]["cost"], sizes[smallest]["cost"]),
             most=FLAT_BAR,
         )
+
+
+def _kept(grown: Grown) -> Iterator[Verdict]:
+    for method, sizes in grown.items():
+        smallest, largest = min(sizes), max(sizes)
         yield Verdict(
-            what=f"{method}: memory of {largest:,} {what} over that of {smallest:,}",
-            value=min(sizes[largest]["kib"]) - min(sizes[smallest]["kib"]),
+            what=f"{method}: memory of {largest:,} deltas over that of {smallest:,}",
+            value=max(0.0, min(sizes[largest]["kib"]) - min(sizes[smallest]["kib"])),
             most=KEPT_BAR,
             unit="KiB",
+        )
+
+
+def _kept_of_event(grown: Grown) -> Iterator[Verdict]:
+    for method, sizes in grown.items():
+        largest = max(sizes)
+        yield Verdict(
+            what=f"{method}: memory for a byte of an event of {largest:,}",
+            value=min(sizes[largest]["kib"]) * 1024 / largest,
+            most=EVENT_BAR,
+            unit="bytes",
         )
 
 
@@ -228,13 +252,13 @@ def _sliced(size: Size) -> dict[str, dict[int, list[float]]]:
     """us of CPU per event by method and by the size of the slices."""
     data = b"".join(deltas(size.sliced))
     costs: dict[str, dict[int, list[float]]] = {
-        method: {slice_size: [] for slice_size in size.slices} for method in METHODS
+        method: {slice_size: [] for slice_size in size.slices} for method in size.methods
     }
-    with progress("slices", size.rounds * len(METHODS) * len(size.slices)) as step:
+    with progress("slices", size.rounds * len(size.methods) * len(size.slices)) as step:
         for _ in range(size.rounds):
             for slice_size in size.slices:
                 pieces = sliced(data, slice_size)
-                for method in METHODS:
+                for method in size.methods:
                     step(f"{method}, {slice_size} bytes")
                     gc.collect()
                     receive = getattr(ChatStream(), method)

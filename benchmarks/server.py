@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -22,8 +22,8 @@ from typing import Any, Final, NamedTuple
 from benchmarks import servers
 from benchmarks.display import progress, table
 from benchmarks.processes import Failed, Load, Upstream, bench, cpu
-from benchmarks.servers import ASYNCIO, LITELLM, NGINX, SYNC, TRIO, Server
-from benchmarks.verdicts import Verdict, judged, of_pairs, ratio
+from benchmarks.servers import ASYNCIO, LITELLM, NGINX, SYNC, TRIO, Contender, Server
+from benchmarks.verdicts import Verdict, judged, ratio
 
 STRAIGHT: Final = "upstream itself"
 
@@ -57,7 +57,7 @@ class Size(NamedTuple):
 
 
 FULL: Final = Size()
-QUICK: Final = Size(rounds=2, bursts=1, deltas=100, paced_rounds=1, paced_deltas=50, interval=10)
+QUICK: Final = Size(rounds=2, bursts=1, deltas=50, paced_rounds=1, paced_deltas=30, interval=10)
 
 
 @dataclass
@@ -124,10 +124,19 @@ class _Run:
         return first
 
 
-def run(*, quick: bool = False, peers: bool = False, size: Size | None = None) -> dict[str, Any]:
+OURS: Final = (ASYNCIO, servers.UVLOOP, TRIO, SYNC, servers.RELAY)
+THEIRS: Final = (servers.STARLETTE, LITELLM)
+
+
+def run(
+    *,
+    quick: bool = False,
+    peers: bool = False,
+    size: Size | None = None,
+    ours: Sequence[Contender] = OURS,
+) -> dict[str, Any]:
     size = size or (QUICK if quick else FULL)
-    wanted = [ASYNCIO, servers.UVLOOP, TRIO, SYNC, servers.RELAY, NGINX]
-    wanted += [servers.STARLETTE, LITELLM] if peers else []
+    wanted = [*ours, NGINX, *(THEIRS if peers else ())]
     with tempfile.TemporaryDirectory() as name, bench(Path(name)) as (upstream, load):
         one = _Run(size, upstream, load)
         with servers.started(wanted, upstream.port, Path(name), one.models()) as (running, absent):
@@ -255,7 +264,7 @@ def _verdicts(times: dict[str, Times]) -> list[Verdict]:
         *(
             Verdict(
                 what=f"{load}: {other.name.split()[-1]} to asyncio, per event",
-                value=of_pairs(measured[other.name], measured[ASYNCIO.name]),
+                value=ratio(measured, other.name, ASYNCIO.name),
                 most=OTHERS_BAR,
             )
             for load, measured in (("burst", burst), ("paced", paced))

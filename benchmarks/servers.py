@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import re
 import socket
 import sys
 import time
@@ -22,6 +23,7 @@ from benchmarks.processes import Failed, Program, environment
 
 CHAT: Final = "/v1/chat/completions"
 RESPONSES: Final = "/v1/responses"
+Start = Callable[[int, Path, list[str]], tuple[Program, int | None]]
 # Seconds until a server listens; LiteLLM's proxy imports for long.
 PATIENCE: Final = 120.0
 
@@ -39,26 +41,25 @@ class Server:
 
 @dataclass(frozen=True)
 class Contender:
-    """What is measured. `start` is given the port of upstream, a folder and the models."""
+    """What is measured. `start` is given the port of upstream, a folder and the models.
+
+    It gives the process and its port; None: the process will say it.
+    """
 
     name: str
     path: str
-    start: Callable[[int, Path, list[str]], tuple[Program, int]]
+    start: Start
     is_peer: bool = False
 
-    @contextlib.contextmanager
-    def running(self, upstream: int, folder: Path, models: list[str]) -> Iterator[Server]:
-        """Raises peers.Missing if it is not installed."""
-        home = folder / self.name.replace(" ", "-").replace("'", "")
-        home.mkdir(exist_ok=True)
-        program, port = self.start(upstream, home, models)
-        with program:
-            _await(program, port)
-            yield Server(self.name, self.path, port, program.pid, self.is_peer)
+    def listening(self, program: Program, port: int | None) -> Server:
+        """Wait until it listens. Raises Failed if it does not."""
+        if port is None:
+            port = int(program.read().split("/v1/")[0].rpartition(":")[2])
+        _await(program, port)
+        return Server(self.name, self.path, port, program.pid, self.is_peer)
 
 
 def _await(program: Program, port: int) -> None:
-    """Return when it listens."""
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
@@ -66,7 +67,6 @@ def _await(program: Program, port: int) -> None:
         if not program.is_running():
             break
         time.sleep(0.1)
-    program.close()
     raise Failed(f"does not start: {program.complaint()}")
 
 
@@ -78,8 +78,8 @@ def _free_port() -> int:
 
 def _deltawire(
     transport: str, api: str = "responses", main: tuple[str, ...] = ("-m", "deltawire.server.cli")
-) -> Callable[[int, Path, list[str]], tuple[Program, int]]:
-    def start(upstream: int, folder: Path, models: list[str]) -> tuple[Program, int]:
+) -> Start:
+    def start(upstream: int, folder: Path, models: list[str]) -> tuple[Program, int | None]:
         file = folder / "deltawire.toml"
         file.write_text(
             f"""
@@ -94,14 +94,12 @@ def _deltawire(
             """
         )
         command = [sys.executable, *main, "serve", "--config", str(file)]
-        program = Program(command, folder / "log")
-        said = program.read()
-        return program, int(said.split("/v1/")[0].rpartition(":")[2])
+        return Program(command, folder / "log"), None
 
     return start
 
 
-def _nginx(upstream: int, folder: Path, models: list[str]) -> tuple[Program, int]:
+def _nginx(upstream: int, folder: Path, models: list[str]) -> tuple[Program, int | None]:
     port, file = _free_port(), folder / "nginx.conf"
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     paths = "".join(f"{kind}_temp_path {folder / kind};\n" for kind in kinds)
@@ -127,7 +125,7 @@ def _nginx(upstream: int, folder: Path, models: list[str]) -> tuple[Program, int
     return Program([peers.nginx(), "-c", str(file)], folder / "log"), port
 
 
-def _starlette(upstream: int, folder: Path, models: list[str]) -> tuple[Program, int]:
+def _starlette(upstream: int, folder: Path, models: list[str]) -> tuple[Program, int | None]:
     port = _free_port()
     python = str(peers.program("starlette"))
     here = str(Path(__file__).parent)
@@ -137,7 +135,7 @@ def _starlette(upstream: int, folder: Path, models: list[str]) -> tuple[Program,
     return Program(command, folder / "log", environ=environ), port
 
 
-def _litellm(upstream: int, folder: Path, models: list[str]) -> tuple[Program, int]:
+def _litellm(upstream: int, folder: Path, models: list[str]) -> tuple[Program, int | None]:
     port, file = _free_port(), folder / "config.yaml"
     base = f"http://127.0.0.1:{upstream}/v1"
     listed = [
@@ -161,7 +159,7 @@ def _litellm(upstream: int, folder: Path, models: list[str]) -> tuple[Program, i
     return Program(shell, folder / "log", environ=environment(**quiet), cwd=folder), port
 
 
-def _uvloop(upstream: int, folder: Path, models: list[str]) -> tuple[Program, int]:
+def _uvloop(upstream: int, folder: Path, models: list[str]) -> tuple[Program, int | None]:
     if importlib.util.find_spec("uvloop") is None:
         raise peers.Missing("not installed")
     main = "import sys, uvloop; uvloop.install(); from deltawire.server.cli import main; main()"
@@ -186,18 +184,24 @@ def started(
 
     models: those that they will be asked for; LiteLLM wants a list.
     """
-    servers: dict[str, Server] = {}
+    programs: list[tuple[Contender, Program, int | None]] = []
+    running: dict[str, Server] = {}
     absent: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         for contender in contenders:
+            home = folder / re.sub(r"\W+", "-", contender.name)
+            home.mkdir(exist_ok=True)
             try:
-                servers[contender.name] = stack.enter_context(
-                    contender.running(upstream, folder, models)
-                )
+                program, port = contender.start(upstream, home, models)
             except peers.Missing as why:
                 absent[contender.name] = str(why)
+            else:
+                programs.append((contender, stack.enter_context(program), port))
+        for contender, program, port in programs:
+            try:
+                running[contender.name] = contender.listening(program, port)
             except Failed as why:
                 if not contender.is_peer:
                     raise
                 absent[contender.name] = f"failed: {why}"
-        yield servers, absent
+        yield running, absent
