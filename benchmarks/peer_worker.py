@@ -104,7 +104,7 @@ def litellm_sdk(frames: list[bytes]) -> Run:
     def run() -> None:
         chunks = 0
         for _ in litellm.completion(
-            model="openai/responses/m",
+            model="openai/responses/gpt-5",
             messages=messages,
             stream=True,
             api_key="none",
@@ -129,6 +129,8 @@ MAKERS: Final = {
 def main(name: str, file: str) -> None:
     # Or it would ask the network for its price list.
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+    # It takes a word said a hundred times for a model gone mad.
+    os.environ["REPEATED_STREAMING_CHUNK_LIMIT"] = "1000000"
     out = os.fdopen(os.dup(1), "w")
     # What a peer prints is not an answer.
     os.dup2(2, 1)

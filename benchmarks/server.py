@@ -173,7 +173,7 @@ def _rounds(
                     measure(server)
                 except Failed as why:
                     if not server.is_peer:
-                        raise
+                        raise Failed(f"{name}, {what}: {why}") from why
                     absent[name] = f"failed: {why}"
 
 
