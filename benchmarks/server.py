@@ -173,7 +173,7 @@ def _rounds(
                     measure(server)
                 except Failed as why:
                     if not server.is_peer:
-                        raise Failed(f"{name}, {what}: {why}") from why
+                        raise Failed(f"{name}, {what}: {why}; {server.complaint()}") from why
                     absent[name] = f"failed: {why}"
 
 

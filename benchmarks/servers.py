@@ -37,6 +37,8 @@ class Server:
     port: int
     pid: int
     is_peer: bool
+    # The last that it said.
+    complaint: Callable[[], str] = str
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Contender:
         if port is None:
             port = int(program.read().split("/v1/")[0].rpartition(":")[2])
         _await(program, port)
-        return Server(self.name, self.path, port, program.pid, self.is_peer)
+        return Server(self.name, self.path, port, program.pid, self.is_peer, program.complaint)
 
 
 def _await(program: Program, port: int) -> None:
