@@ -61,7 +61,8 @@ class Stream(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.socket = None
         if not self.is_over:
-            self._load.fail(f"a stream was cut short after {self.events} events")
+            seen = f"{self.events} events" if self._has_head else "no head"
+            self._load.fail(f"a stream was cut short after {seen}: {error or 'closed'}")
 
     def data_received(self, data: bytes) -> None:
         data = self._data + data

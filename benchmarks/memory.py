@@ -63,7 +63,8 @@ def run(
                                 kept.setdefault(server.name, []).append(_kept(server, load, size))
                             except Failed as why:
                                 if not server.is_peer:
-                                    raise
+                                    said = server.complaint()
+                                    raise Failed(f"{server.name}: {why}; {said}") from why
                                 absent[server.name] = f"failed: {why}"
     rows = [(name, f"{min(each):.1f}", f"{max(each):.1f}") for name, each in kept.items() if each]
     table(
