@@ -1,1 +1,1 @@
-"""What deltawire costs: `python -m benchmarks core` and `python -m benchmarks linear`."""
+"""What deltawire costs: `python -m benchmarks --help`."""

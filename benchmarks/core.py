@@ -2,8 +2,10 @@
 
 Streams of 2,000 deltas of one kind, written by `deltawire.testing` as OpenAI writes them. Every
 contender runs once in every round, in turn, so that a busy neighbour slows all of them; what is
-shown is the fastest round and the median. Time is that of the process (`time.process_time_ns`),
-garbage collection is on as it is in a server, and every run begins with an empty young generation.
+shown is the fastest round, the median, and the median of the ratios to the floor of the same round.
+Time is that of the process (`time.process_time_ns`), garbage collection is on as it is in a server,
+and every run begins with an empty young generation. Peers (`--peers`) run in processes of their own
+and measure themselves in the same way.
 
 The floor is what msgspec takes to find `delta` in the same payloads: nobody who parses JSON is
 below it.
@@ -11,16 +13,19 @@ below it.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from benchmarks import peers
+from benchmarks import peers as others
+from benchmarks.display import progress, table
+from benchmarks.verdicts import Verdict, judged, of_pairs, ratio
 from deltawire import ChatStream, SSEDecoder
 from deltawire.testing import OPENAI, Answer, FunctionCall, Reasoning, write_frames
 
@@ -35,13 +40,25 @@ CHUNKS_BAR: Final = 2.0
 Contender = Callable[[], None]
 
 
+class Size(NamedTuple):
+    """How much is measured: deltas of a stream, rounds, kinds of streams."""
+
+    deltas: int
+    rounds: int
+    kinds: tuple[str, ...] = ("text", "tool", "reasoning")
+
+
+FULL: Final = Size(DELTAS, 15)
+QUICK: Final = Size(DELTAS, 3)
+
+
 class _Floor(msgspec.Struct):
     delta: msgspec.Raw
 
 
-def kinds() -> dict[str, list[bytes]]:
+def kinds(deltas: int = DELTAS) -> dict[str, list[bytes]]:
     """The frames of a stream of each kind."""
-    words = " word" * DELTAS
+    words = " word" * deltas
     answers = {
         "text": Answer(words),
         "tool": Answer(FunctionCall("write", json.dumps({"text": words}))),
@@ -91,7 +108,6 @@ def contenders(frames: list[bytes]) -> dict[str, Contender]:
         found[f"translate, {feed}"] = lambda pieces=pieces: _feed(  # type: ignore[misc]
             ChatStream().translate, pieces
         )
-    found.update(peers.contenders(frames))
     return found
 
 
@@ -100,47 +116,85 @@ def _feed(take: Callable[[bytes], object], pieces: list[bytes]) -> None:
         take(piece)
 
 
-def measure(contenders: dict[str, Contender], rounds: int) -> dict[str, list[float]]:
+def measure(
+    contenders: dict[str, Contender], peers: dict[str, others.Peer], size: Size, what: str
+) -> dict[str, list[float]]:
     """Microseconds of CPU per delta of every round."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, contender in contenders.items():
-            gc.collect()
-            start = time.process_time_ns()
-            contender()
-            times[name].append((time.process_time_ns() - start) / DELTAS / 1000)
+    times: dict[str, list[float]] = {name: [] for name in (*contenders, *peers)}
+    with progress(what, size.rounds * len(times)) as step:
+        for _ in range(size.rounds):
+            for name, contender in contenders.items():
+                step(name)
+                gc.collect()
+                start = time.process_time_ns()
+                contender()
+                times[name].append((time.process_time_ns() - start) / size.deltas / 1000)
+            for name, peer in peers.items():
+                step(name)
+                times[name].append(peer.run() / size.deltas / 1000)
     return times
 
 
-def run(*, quick: bool) -> dict[str, Any]:
-    figures: dict[str, Any] = {}
-    for kind, frames in kinds().items():
-        times = measure(contenders(frames), rounds=3 if quick else 15)
-        floor = min(times["floor"])
-        print(f"\n{kind}: {len(frames)} events, us of CPU per event")
-        print(f"{'':34}{'min':>9}{'median':>9}{'x floor':>9}")
-        figures[kind] = {}
-        for name, all_rounds in times.items():
-            least, median = min(all_rounds), statistics.median(all_rounds)
-            figures[kind][name] = {"min": least, "median": median, "floors": least / floor}
-            print(f"{name:34}{least:9.2f}{median:9.2f}{least / floor:9.1f}")
-        for name in peers.absent():
-            print(f"{name:34}{'not installed':>27}")
-        _judge(figures[kind])
-    return figures
+def run(*, quick: bool = False, peers: bool = False, size: Size | None = None) -> dict[str, Any]:
+    size = size or (QUICK if quick else FULL)
+    figures: dict[str, Any] = {"unit": "us of CPU per event"}
+    verdicts: list[Verdict] = []
+    for kind in size.kinds:
+        frames = kinds(size.deltas)[kind]
+        with contextlib.ExitStack() as stack:
+            running: dict[str, others.Peer] = {}
+            absent: dict[str, str] = {}
+            for name, (peer, environment) in others.IN_PROCESS.items() if peers else ():
+                try:
+                    started = stack.enter_context(others.Peer(peer, environment, frames))
+                    running[f"{name} {started.version}"] = started
+                except others.Missing as why:
+                    absent[name] = str(why)
+            times = measure(contenders(frames), running, size, kind)
+        figures[kind] = _figures(times) | {name: {"absent": why} for name, why in absent.items()}
+        _show(f"{kind}: {len(frames)} events, us of CPU per event", figures[kind])
+        verdicts += _verdicts(kind, times)
+    return {**figures, "bars": judged(verdicts)}
 
 
-def _judge(figures: dict[str, dict[str, float]]) -> None:
-    each, pieces = (
-        figures[f"translate, {feed}"] for feed in ("one event per call", "16 KiB pieces")
-    )
-    slices = figures["translate, 7-byte pieces"]["min"] / each["min"]
-    chunks = figures["receive_data, one event per call"]["min"] / each["min"]
-    for what, value, bar in (
-        ("translate, one event per call, to the floor", each["floors"], ONE_PER_CALL_BAR),
-        ("translate, 16 KiB pieces, to the floor", pieces["floors"], PIECES_BAR),
-        ("7-byte pieces to one event per call", slices, SLICES_BAR),
-        ("receive_data to translate, one event per call", chunks, CHUNKS_BAR),
-    ):
-        verdict = "holds" if value <= bar else f"falls short by {value / bar - 1:.0%}"
-        print(f"  {what}: {value:.1f}x, bar {bar:.1f}x: {verdict}")
+def _figures(times: dict[str, list[float]]) -> dict[str, Any]:
+    ours, floor = times["translate, one event per call"], times["floor"]
+    return {
+        name: {
+            "min": min(each),
+            "median": statistics.median(each),
+            "floors": of_pairs(each, floor),
+            "translates": of_pairs(each, ours),
+        }
+        for name, each in times.items()
+    }
+
+
+def _show(title: str, figures: dict[str, dict[str, Any]]) -> None:
+    rows = [
+        (name, each["absent"])
+        if "absent" in each
+        else (
+            name,
+            f"{each['min']:.2f}",
+            f"{each['median']:.2f}",
+            f"{each['floors']:.1f}",
+            f"{each['translates']:.1f}",
+        )
+        for name, each in figures.items()
+    ]
+    table(title, ("", "min", "median", "x floor", "x translate"), rows)
+
+
+def _verdicts(kind: str, times: dict[str, list[float]]) -> list[Verdict]:
+    each, pieces = "translate, one event per call", "translate, 16 KiB pieces"
+    slices, chunks = "translate, 7-byte pieces", "receive_data, one event per call"
+    return [
+        Verdict(what=f"{kind}: {what}", value=ratio(times, name, base), most=most)
+        for what, name, base, most in (
+            (f"{each}, to the floor", each, "floor", ONE_PER_CALL_BAR),
+            (f"{pieces}, to the floor", pieces, "floor", PIECES_BAR),
+            ("7-byte pieces to one event per call", slices, each, SLICES_BAR),
+            ("receive_data to translate, one event per call", chunks, each, CHUNKS_BAR),
+        )
+    ]

@@ -8,15 +8,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from benchmarks.display import progress, table
+from benchmarks.verdicts import Verdict, judged
 from deltawire import InvalidRequest, to_responses_request
 
 Json = dict[str, Any]
 
 MIB: Final = 1 << 20
+# Ten times the request, per byte; the caches of a core are smaller than the larger one.
+FLAT_BAR: Final = 2.0
+
+
+class Size(NamedTuple):
+    """How much is measured: bytes of the larger request, rounds."""
+
+    large: int
+    rounds: int
+
+
+FULL: Final = Size(5 * MIB, 5)
+QUICK: Final = Size(MIB, 2)
 
 
 def _request(messages: list[Json], **more: Any) -> Json:
@@ -89,18 +104,40 @@ def _per_byte(shape: Callable[[int], Json], size: int, rounds: int) -> tuple[flo
     return translation / len(data), recoding / len(data), translation / 1e6
 
 
-def run(*, quick: bool) -> dict[str, Any]:
-    """Print the table; its figures."""
-    rounds, large = (2, MIB) if quick else (5, 5 * MIB)
-    figures: dict[str, Any] = {}
-    print(f"{'ns of CPU per byte':20} {'small':>8} {'large':>8} {'ratio':>7} {'JSON':>8} {'ms':>8}")
-    for shape in SHAPES:
-        small, _, _ = _per_byte(shape, large // 10, rounds)
-        big, recoding, spent = _per_byte(shape, large, rounds)
-        name = shape.__name__.strip("_")
-        print(f"{name:20} {small:8.2f} {big:8.2f} {big / small:6.2f}x {recoding:8.2f} {spent:8.1f}")
-        figures[name] = {"small": small, "large": big, "json": recoding, "ms": spent}
-    return {**figures, "nesting": _nesting(large)}
+def run(*, quick: bool = False, size: Size | None = None) -> dict[str, Any]:
+    large, rounds = size or (QUICK if quick else FULL)
+    figures: dict[str, dict[str, float]] = {}
+    with progress("request", len(SHAPES)) as step:
+        for shape in SHAPES:
+            name = shape.__name__.strip("_")
+            step(name)
+            small, _, _ = _per_byte(shape, large // 10, rounds)
+            big, recoding, spent = _per_byte(shape, large, rounds)
+            figures[name] = {"small": small, "large": big, "json": recoding, "ms": spent}
+    table(
+        f"a request of {large / MIB:.1f} MiB: ns of CPU per byte",
+        ("", "a tenth", "whole", "ratio", "its JSON", "ms"),
+        [
+            (
+                name,
+                f"{each['small']:.2f}",
+                f"{each['large']:.2f}",
+                f"{each['large'] / each['small']:.2f}",
+                f"{each['json']:.2f}",
+                f"{each['ms']:.1f}",
+            )
+            for name, each in figures.items()
+        ],
+    )
+    bars = [
+        Verdict(
+            what=f"{name}: ten times the request, per byte",
+            value=each["large"] / each["small"],
+            most=FLAT_BAR,
+        )
+        for name, each in figures.items()
+    ]
+    return {"shapes": figures, "nesting": _nesting(large), "bars": judged(bars)}
 
 
 def _nesting(size: int) -> float:
@@ -118,5 +155,5 @@ def _nesting(size: int) -> float:
         raise AssertionError("the request should have been refused")
 
     spent = _least(refuse, 3) / 1e6
-    print(f"\n{size} levels of nesting are refused after {spent:.2f} ms")
+    print(f"{size:,} levels of nesting are refused after {spent:.2f} ms")
     return spent

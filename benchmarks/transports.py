@@ -18,13 +18,15 @@ import socket
 import statistics
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple
 
 import httpx
 import trio
 
-from benchmarks.core import DELTAS, kinds
+from benchmarks.core import kinds
+from benchmarks.display import progress, table
+from benchmarks.verdicts import Verdict, judged, of_pairs
 from deltawire.transports import AsyncioTransport, SyncTransport, TrioTransport
 
 BAR: Final = 1.15
@@ -36,8 +38,20 @@ HEAD: Final = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 )
 
-Read = Callable[[str], int]
-AsyncRead = Callable[[str], Awaitable[int]]
+BARE: Final = "bare httpx"
+
+
+class Size(NamedTuple):
+    """How much is measured: deltas of the stream, rounds."""
+
+    deltas: int
+    rounds: int
+
+
+FULL: Final = Size(2000, 12)
+QUICK: Final = Size(2000, 4)
+
+Step = Callable[[str], None]
 
 
 def _answer(peer: socket.socket, segments: list[bytes], pace: float) -> None:
@@ -105,11 +119,11 @@ def _sync(url: str) -> Iterator[dict[str, Callable[[], int]]]:
             with transport.stream(REQUEST) as answer:
                 return sum(1 for _ in answer)
 
-        yield {"bare httpx": bare, "stream_wire": frames, "stream": chunks}
+        yield {BARE: bare, "stream_wire": frames, "stream": chunks}
 
 
 async def _async(
-    url: str, kind: type[AsyncioTransport] | type[TrioTransport], rounds: int
+    url: str, kind: type[AsyncioTransport] | type[TrioTransport], size: Size, step: Step
 ) -> dict[str, list[float]]:
     async with httpx.AsyncClient() as client, kind(base_url=url) as transport:
 
@@ -125,57 +139,69 @@ async def _async(
             async with transport.stream(REQUEST) as answer:
                 return len([None async for _ in answer])
 
-        contenders = {"bare httpx": bare, "stream_wire": frames, "stream": chunks}
+        contenders = {BARE: bare, "stream_wire": frames, "stream": chunks}
         times: dict[str, list[float]] = {name: [] for name in contenders}
-        for _ in range(rounds):
+        for _ in range(size.rounds):
             for name, contender in contenders.items():
+                step(f"{kind.__name__}, {name}")
                 gc.collect()
                 start = time.process_time_ns()
                 read = await contender()
-                times[name].append((time.process_time_ns() - start) / DELTAS / 1000)
-                assert read >= DELTAS
+                times[name].append((time.process_time_ns() - start) / size.deltas / 1000)
+                assert read >= size.deltas
         return times
 
 
-def _sync_times(url: str, rounds: int) -> dict[str, list[float]]:
+def _sync_times(url: str, size: Size, step: Step) -> dict[str, list[float]]:
     for contenders in _sync(url):
         times: dict[str, list[float]] = {name: [] for name in contenders}
-        for _ in range(rounds):
+        for _ in range(size.rounds):
             for name, contender in contenders.items():
+                step(f"SyncTransport, {name}")
                 gc.collect()
                 start = time.process_time_ns()
                 read = contender()
-                times[name].append((time.process_time_ns() - start) / DELTAS / 1000)
-                assert read >= DELTAS
+                times[name].append((time.process_time_ns() - start) / size.deltas / 1000)
+                assert read >= size.deltas
     return times
 
 
-def run(*, quick: bool) -> dict[str, Any]:
-    rounds = 4 if quick else 12
-    figures: dict[str, Any] = {}
-    print("us of CPU per event, one event in a TCP segment")
-    print(f"{'':24}{'min':>9}{'median':>9}{'x bare':>9}")
-    with upstream(kinds()["text"]) as url:
-        for name, times in (
-            ("sync", _sync_times(url, rounds)),
-            ("asyncio", asyncio.run(_async(url, AsyncioTransport, rounds))),
-            ("trio", trio.run(_async, url, TrioTransport, rounds)),
-        ):
-            figures[name] = _show(name, times)
-    return figures
+def run(*, quick: bool = False, size: Size | None = None) -> dict[str, Any]:
+    size = size or (QUICK if quick else FULL)
+    with (
+        upstream(kinds(size.deltas)["text"]) as url,
+        progress("transports", 9 * size.rounds) as step,
+    ):
+        times = {
+            "sync": _sync_times(url, size, step),
+            "asyncio": asyncio.run(_async(url, AsyncioTransport, size, step)),
+            "trio": trio.run(_async, url, TrioTransport, size, step),
+        }
+    figures = {name: _figures(each) for name, each in times.items()}
+    table(
+        "us of CPU per event, one event in a TCP segment",
+        ("", "min", "median", "x bare"),
+        [
+            (f"{name}, {what}", f"{one['min']:.1f}", f"{one['median']:.1f}", f"{one['bares']:.2f}")
+            for name, each in figures.items()
+            for what, one in each.items()
+        ],
+    )
+    bars = [
+        Verdict(what=f"{name}, {what}, to bare httpx", value=one["bares"], most=BAR)
+        for name, each in figures.items()
+        for what, one in each.items()
+        if what != BARE
+    ]
+    return {"unit": "us of CPU per event", **figures, "bars": judged(bars)}
 
 
-def _show(name: str, times: dict[str, list[float]]) -> dict[str, Any]:
-    floor = min(times["bare httpx"])
-    shown = {}
-    for what, all_rounds in times.items():
-        least, median = min(all_rounds), statistics.median(all_rounds)
-        # Of pairs, because neighbours come and go between the rounds.
-        pairs = zip(all_rounds, times["bare httpx"], strict=True)
-        ratio = statistics.median(each / bare for each, bare in pairs)
-        shown[what] = {"min": least, "median": median, "bares": ratio, "floors": least / floor}
-        verdict = ""
-        if what != "bare httpx":
-            verdict = "holds" if ratio <= BAR else f"falls short by {ratio - BAR:.0%}"
-        print(f"{name + ', ' + what:24}{least:9.1f}{median:9.1f}{ratio:9.2f}  {verdict}")
-    return shown
+def _figures(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    return {
+        what: {
+            "min": min(each),
+            "median": statistics.median(each),
+            "bares": of_pairs(each, times[BARE]),
+        }
+        for what, each in times.items()
+    }

@@ -1,6 +1,6 @@
 """What a stream costs does not depend on the clock: calls are counted, and memory that is kept.
 
-The seconds and the bytes of very large streams are shown by `python -m benchmarks linear`.
+The seconds and the bytes of very large streams are shown by `python -m benchmarks scaling`.
 """
 
 from __future__ import annotations
