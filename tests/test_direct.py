@@ -15,7 +15,12 @@ from hypothesis import strategies as st
 
 from deltawire.accounts import Account
 from deltawire.attempts import Timeouts
-from deltawire.errors import UpstreamTimeout, UpstreamUnreachable
+from deltawire.errors import (
+    LocalProtocolError,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
 from deltawire.testing import Answer, expected, write_frames
 from deltawire.transports import AsyncioTransport
 from deltawire.transports.direct import DirectNetwork
@@ -331,6 +336,32 @@ def test_a_connection_that_is_not_made_in_time_is_told() -> None:
                 with pytest.raises(UpstreamTimeout, match=reason):
                     await ask(transport)
                 assert await server.closed.get() == 1
+
+    run(main())
+
+
+def test_closing_the_transport_ends_what_is_under_way() -> None:
+    async def silent(
+        server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await next_request(reader)
+        writer.write(HEAD + b"\r\n" + FRAMES[: len(FRAMES) // 2])
+        await reader.read()
+
+    async def main() -> None:
+        async with Server(silent) as server:
+            transport = AsyncioTransport(base_url=server.url, max_connections=1)
+            under_way = asyncio.create_task(ask(transport))
+            waiting = asyncio.create_task(ask(transport))
+            while not server.connections:
+                await asyncio.sleep(0)
+            await transport.aclose()
+            for task in (under_way, waiting):
+                with pytest.raises(UpstreamError, match="closed"):
+                    await task
+            assert await server.closed.get() == 1
+            with pytest.raises(LocalProtocolError, match="closed"):
+                await ask(transport)
 
     run(main())
 

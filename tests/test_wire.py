@@ -148,7 +148,9 @@ def test_data_is_handed_out_before_its_chunk_is_whole() -> None:
 
 
 def test_a_request_is_one_piece() -> None:
-    head, _, body = asked().data_to_send.partition(b"\r\n\r\n")
+    wire = asked()
+    head, _, body = wire.data_to_send().partition(b"\r\n\r\n")
+    assert wire.data_to_send() == b""
     assert head == b"POST /v1/responses HTTP/1.1\r\nHost: x\r\nContent-Length: 2"
     assert body == b"{}"
 

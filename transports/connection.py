@@ -267,8 +267,8 @@ class Connection(asyncio.Protocol):
             self._response.receive_break(None)
             return self._response
         try:
-            data = wire.data_to_send if self._tls is None else self._tls.send(wire.data_to_send)
-            self._transport.write(data)
+            data = wire.data_to_send()
+            self._transport.write(data if self._tls is None else self._tls.send(data))
         except ssl.SSLError as error:
             self._response.receive_break(error)
         return self._response
@@ -296,7 +296,9 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def close(self) -> None:
-        """In good manners, but without waiting for the peer's."""
+        """In good manners, but without waiting for the peer's. An answer under way is broken."""
+        if self._response is not None:
+            self._response.receive_break(ConnectionAbortedError("the connection was closed here"))
         if self._transport is not None and not self._transport.is_closing():
             if self._tls is not None:
                 self._transport.write(self._tls.end())

@@ -18,10 +18,12 @@ import math
 import ssl
 from collections import deque
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Any, Final
 
 import h11
 
+from deltawire.errors import LocalProtocolError
 from deltawire.steps import Open
 from deltawire.transports.connection import Connection, DirectResponse, Failed, no_tls
 from deltawire.transports.http import Origin, Target
@@ -30,6 +32,7 @@ from deltawire.transports.wire import Wire
 
 # RFC 8305 5: when the next address is tried while the first has not answered.
 _HAPPY_EYEBALLS: Final = 0.25
+_CLOSED: Final = "the transport was closed"
 
 
 class DirectNetwork:
@@ -53,6 +56,7 @@ class DirectNetwork:
         self._tls = tls
         # As httpx's client does it.
         tls.set_alpn_protocols(["http/1.1"])
+        self._closed = False
         self._most = max_connections
         self._most_idle = max_keepalive_connections
         self._expiry = keepalive_expiry
@@ -66,6 +70,8 @@ class DirectNetwork:
     # Requests.
 
     async def send(self, step: Open, wait: float) -> DirectResponse:
+        if self._closed:
+            raise LocalProtocolError(_CLOSED)
         request = step.request
         target = self._target(request.url)
         try:
@@ -92,6 +98,10 @@ class DirectNetwork:
         return Trouble(isinstance(error, Failed) and error.late, str(error))
 
     async def aclose(self) -> None:
+        self._closed = True
+        for waiting in self._waiting:
+            waiting.give_up(Failed(_CLOSED))
+        self._waiting.clear()
         for dialing in self._dialing:
             dialing.cancel()
         connections = list(self._connections)
@@ -113,8 +123,8 @@ class DirectNetwork:
             await asyncio.wait([dialing], timeout=limit)
             if not dialing.done():
                 raise Failed(f"no connection within {limit} s (timeouts.connect)", late=True)
-            if dialing.cancelled():
-                raise Failed("the transport was closed")
+            if dialing.cancelled() or self._closed:
+                raise Failed(_CLOSED)
             if (error := dialing.exception()) is not None:
                 raise Failed(_no_connection(error)) from None
         except BaseException:
@@ -229,24 +239,24 @@ class _Waiting:
         loop = asyncio.get_running_loop()
         self.origin = origin
         self.place: asyncio.Future[Connection | None] = loop.create_future()
-        self._late = late
-        self._timer = None if until == math.inf else loop.call_at(until, self._give_up)
+        self._timer = None if until == math.inf else loop.call_at(until, self.give_up, late)
 
     def stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _give_up(self) -> None:
+    def give_up(self, reason: Failed) -> None:
         if not self.place.done():
-            self.place.set_exception(self._late)
+            self.place.set_exception(reason)
 
 
 async def _connect(connection: Connection) -> None:
     loop = asyncio.get_running_loop()
     _, host, port = connection.origin
     options: dict[str, Any] = {}
-    if isinstance(loop, asyncio.BaseEventLoop):
-        # Other loops do it as they like.
+    if isinstance(loop, asyncio.BaseEventLoop) and not _is_address(host):
+        # Other loops do it as they like. Cancelled at the wrong moment, asyncio leaves a socket of
+        # this race to the garbage collector; so it is not run where there is but one address.
         options["happy_eyeballs_delay"] = _HAPPY_EYEBALLS
     await loop.create_connection(lambda: connection, host, port, **options)
     try:
@@ -256,6 +266,14 @@ async def _connect(connection: Connection) -> None:
     except OSError as error:
         # Somebody was there, so that it is not the address that is wrong.
         raise Failed(no_tls(str(error))) from None
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _no_connection(error: BaseException) -> str:

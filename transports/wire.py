@@ -87,12 +87,12 @@ class Wire:
         self, method: str, target: bytes, headers: Iterable[tuple[str, str]], body: bytes
     ) -> None:
         # A length of its own is looked at below.
-        self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=2**62)
+        connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=2**62)
         request = h11.Request(method=method, target=target, headers=list(headers))
-        parts = [self._h11.send(request), self._h11.send(h11.Data(data=body))]
-        parts.append(self._h11.send(h11.EndOfMessage()))
-        self.data_to_send = b"".join(part for part in parts if part)
-        """The whole request."""
+        parts = [connection.send(request), connection.send(h11.Data(data=body))]
+        parts.append(connection.send(h11.EndOfMessage()))
+        self._to_send = b"".join(part for part in parts if part)
+        self._h11: h11.Connection | None = connection
         self.state = State.HEAD
         self.over = False
         """Whether nothing more of the answer will come: it has ended, or is broken."""
@@ -108,6 +108,11 @@ class Wire:
         self._left = 0
         self._held = b""
         self._trailers = 0
+
+    def data_to_send(self) -> bytes:
+        """The whole request, once; it is not kept as long as its answer takes."""
+        data, self._to_send = self._to_send, b""
+        return data
 
     def receive_data(self, data: bytes) -> bytes:
         """What of the body is in these bytes."""
@@ -148,14 +153,16 @@ class Wire:
     # The head.
 
     def _receive_head(self, data: bytes) -> bytes:
+        connection = self._h11
+        assert connection is not None
         self._head_size += len(data)
         try:
-            self._h11.receive_data(data)
-            while isinstance(event := self._h11.next_event(), h11.InformationalResponse):
+            connection.receive_data(data)
+            while isinstance(event := connection.next_event(), h11.InformationalResponse):
                 pass
         except h11.RemoteProtocolError as error:
             return self._break(str(error))
-        rest, _ = self._h11.trailing_data
+        rest, _ = connection.trailing_data
         too_long = self._head_size - len(rest) > MAX_HEAD
         if not isinstance(event, h11.Response):
             too_long = self._head_size > MAX_HEAD
@@ -163,9 +170,9 @@ class Wire:
             return self._break(f"the head of the answer is longer than {MAX_HEAD} bytes")
         if not isinstance(event, h11.Response):
             return b""
-        # Both framings at once are how answers are smuggled; h11 goes by the chunks, too.
         self.head = Head(event.status_code, _joined(event.headers))
-        self.reusable = self._h11.our_state is h11.DONE
+        self.reusable = connection.our_state is h11.DONE
+        self._h11 = None
         self._frame(self.head)
         if self._framing is _Framing.NONE:
             self._end(bool(rest))
@@ -179,7 +186,7 @@ class Wire:
         if self._method == "HEAD" or head.status in _BODILESS:
             self._framing = _Framing.NONE
         elif "transfer-encoding" in head.headers:
-            # h11 knows no other coding than this.
+            # h11 knows no other coding. With a length beside it, it may be a smuggled one.
             self._framing = _Framing.CHUNKED
             self.reusable = self.reusable and length is None
         elif length is None:
