@@ -19,7 +19,7 @@ from deltawire.route import Template, learn
 from deltawire.sse import ServerSentEvent
 from deltawire.testing import PRESETS, Answer, FunctionCall, Item, Reasoning, write_frames
 from deltawire.testing.strategies import slicings
-from wire import created, frame, stream_of, text_delta
+from wire import created, frame, text_delta
 
 
 class LongWay(ChatStream):
@@ -243,7 +243,8 @@ def test_every_order_of_the_keys_has_a_route(keys: str) -> None:
     for each in frames[2:]:
         stream.translate(each)
     assert stream._route is route
-    data = stream_of(created(), *events)
+    frames.append(frame(delta_event(keys, 60)).replace(b"word 60", rb"\x"))
+    data = b"".join(frames)
     check(frames, {})
     check([data], {})
     check([data[at : at + 7] for at in range(0, len(data), 7)], {})
