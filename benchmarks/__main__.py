@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import core, memory, peers, request, scaling, server, transports
+from benchmarks import core, memory, peers, request, scaling, server, slow, transports
 
 Options = argparse.Namespace
 
@@ -22,6 +22,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], dict[str, Any]]]] = {
     "transports": lambda options: transports.run(quick=options.quick),
     "memory": lambda options: memory.run(quick=options.quick, peers=options.peers),
     "scaling": lambda options: scaling.run(quick=options.quick),
+    "slow": lambda options: slow.run(quick=options.quick, transport=options.transport or "all"),
     "request": lambda options: request.run(quick=options.quick),
 }
 
@@ -36,7 +37,12 @@ def main() -> int:
     parser.add_argument(
         "--plot", type=Path, metavar="DIR", help="draw the figures of server or scaling into DIR"
     )
+    parser.add_argument(
+        "--transport", choices=[*slow.TRANSPORTS, "all"], help="of slow: of which (default: all)"
+    )
     options = parser.parse_args()
+    if options.transport and options.what != "slow":
+        parser.error("--transport is for slow")
     if (options.what == "peers") != (options.action == "install"):
         parser.error("it is `peers install`, and only that")
     if options.what == "peers":

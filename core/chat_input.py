@@ -23,6 +23,11 @@ Json = dict[str, Any]
 BLANK: Final = b"\xef\xbb\xbf \t\r\n"
 
 _encode: Final = msgspec.json.Encoder().encode
+# Only made, so that `convert` meets no type for the first time: see the decoders of `responses`.
+_DECODERS: Final = [
+    msgspec.json.Decoder(kind)
+    for kind in (chat.Choice, chat.Delta, chat.Message, chat.ToolCallDelta)
+]
 _REASONS: Final[Mapping[Any, chat.FinishReason]] = {
     "stop": "stop",
     "length": "length",

@@ -13,7 +13,7 @@ import functools
 import json
 import types
 import typing
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -158,7 +158,7 @@ def parse(payload: bytes, kind: type[T]) -> T | None:
     a surrogate pair whose other half is in the next event.
     """
     try:
-        typed: T = _decoder(kind).decode(payload)
+        typed: T = _DECODERS[kind].decode(payload)
         return typed
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass
@@ -178,9 +178,11 @@ def scrub(text: str) -> str:
     return text
 
 
-@functools.cache
-def _decoder(kind: type[Any]) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(kind)
+# Made at import: msgspec (0.22) looks into a type at its first use, and another thread that comes
+# upon one that is half looked into crashes the process.
+_DECODERS: Final[dict[type[Any], msgspec.json.Decoder[Any]]] = {
+    kind: msgspec.json.Decoder(kind) for kind in (StreamEvent, Response)
+}
 
 
 def _no_constant(name: str) -> NoReturn:

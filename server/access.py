@@ -143,9 +143,9 @@ class _Writer(logging.Handler):
         while (line := self._lines.get()) is not None:
             # A reader that left is no reason to serve no more.
             with contextlib.suppress(OSError, ValueError):
+                # Each by itself: several workers may write to the same pipe.
                 self._out.write(line + "\n")
-                if self._lines.empty():
-                    self._out.flush()
+                self._out.flush()
 
     def close(self) -> None:
         """Write what waits, if that goes on at all."""

@@ -15,7 +15,8 @@ from msgspec import Struct
 
 from deltawire import __version__
 from deltawire.chat import error_object
-from deltawire.server.http import Headers, Refused, Request
+from deltawire.server.framing import Refused
+from deltawire.server.http import Headers, Request
 from deltawire.server.keys import Client, ClientKeys
 from deltawire.server.settings import Config, Upstream
 

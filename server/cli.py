@@ -140,7 +140,9 @@ def _elsewhere(name: str, arguments: list[str]) -> int:
     try:
         module = importlib.import_module(f"deltawire.server.{_HOMES.get(name, name)}")
         module.add_arguments(parser)
-        status: int = module.run(parser.parse_args(arguments))
+        # One of them starts others like itself.
+        known = argparse.Namespace(arguments=[name, *arguments])
+        status: int = module.run(parser.parse_args(arguments, known))
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("deltawire"):
             raise

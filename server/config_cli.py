@@ -25,6 +25,7 @@ EXAMPLE: Final = """\
 #host = "127.0.0.1"          # beyond this machine only with [[clients]], or public = true
 #port = 8080
 #transport = "asyncio"       # "sync", "trio"
+#workers = 1                 # processes that share the port
 #public = false              # true: anybody may ask who reaches the server
 #tls_cert = "server.pem"     # and its key: the server speaks HTTPS
 #tls_key = "server.key"

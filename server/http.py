@@ -14,7 +14,7 @@ Theory of operation
 h11 parses heads, writes heads, and knows whether a connection may be kept. It gets whole messages
 only: the bytes wait in a buffer of ours until a head is complete, so that no limit depends on how
 the network sliced them. A body is collected here and told to h11 at its end. Chunks are read by
-`_chunked`, which is stricter than h11 (no space after a size, no line over MAX_CHUNK_LINE), and
+`chunked_body`, which is stricter than h11 (no space after a size, no line over MAX_CHUNK_LINE), and
 h11 is told an empty chunked body with the trailers in their place: it keeps no body anyway.
 
 The frames of a streamed answer are written by hand between h11's Response and EndOfMessage: h11
@@ -36,28 +36,33 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
-from typing import Final, NoReturn
+from typing import Final
 
 import h11
 from msgspec import Struct
 from msgspec.structs import replace
 
 from deltawire.errors import LocalProtocolError
+from deltawire.server.framing import (
+    BodyReader,
+    Refusal,
+    Refused,
+    chunked_body,
+    refuse,
+    refuse_odd,
+    sized_body,
+)
 
 MAX_REQUEST_LINE: Final = 8192
 """Bytes; RFC 9112 3 asks for 8000 at least. Apache has 8190, nginx 8192."""
 MAX_FIELDS: Final = 100
 """Header fields in a head, as Apache and gunicorn have it; h11 takes 3 us for each."""
-MAX_CHUNK_LINE: Final = 256
-"""Bytes of a chunk's size and its extensions, which nobody reads."""
 MAX_PIPELINED: Final = 64 * 1024
 """Bytes that wait behind a request while it is answered."""
 
 _BLANK_LINE: Final = re.compile(rb"\n\r?\n")  # where h11 sees the end of a head
-_ODD: Final = re.compile(rb"[\0-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)|\n[ \t]")
-_CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t -~]*)?")
 _ABSOLUTE: Final = re.compile(r"https?://([^/?#]+)(/[^?]*)?(?:\?(.*))?", re.IGNORECASE)
 _HOST: Final = re.compile(r"(?:[-\w.~!$&'()*+,;=%]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?", re.ASCII)
 # Fields that are no lists: two of them would be one that nobody sent (RFC 9110 5.3).
@@ -67,8 +72,6 @@ _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 _BODILESS: Final = frozenset({204, 304})
 
 Headers = Iterable[tuple[str, str]]
-# Stands where the bytes ended; at last gives the body, and what h11 is told in its place.
-_BodyReader = Generator[None, None, tuple[bytes, bytes]]
 
 
 class Phase(enum.Enum):
@@ -104,29 +107,6 @@ class Request(Struct, frozen=True):
         return f"Request({self.method} {self.path}, {len(self.body)} bytes)"
 
 
-class Refused(Struct, frozen=True):
-    """A request that is not to be had; `respond()` with that status, and it was the last.
-
-    `reason` says what was wrong and repeats no header's value. The client may still be sending:
-    to close at once would reset the connection under the answer. Shut down the writing side, and
-    go on reading (`receive_data()` forgets it all) for a second or two before closing.
-    """
-
-    status: int
-    reason: str
-
-
-class _Refusal(Exception):
-    """Carries a Refused to `next_request`."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        self.refused = Refused(status, reason)
-
-
-def _refuse(status: int, reason: str) -> NoReturn:
-    raise _Refusal(status, reason)
-
-
 class _Framing(enum.Enum):
     """How the body of a streamed answer is delimited."""
 
@@ -156,7 +136,7 @@ class HTTPConnection:
         self._searched = 0
         self._blank_line_seen = False
         self._request: Request | None = None
-        self._body: _BodyReader | None = None
+        self._body: BodyReader | None = None
         self._to_send = b""
         self._is_head = False
         self._is_old = False
@@ -199,7 +179,7 @@ class HTTPConnection:
             return None
         try:
             return self._read_request()
-        except _Refusal as refusal:
+        except Refusal as refusal:
             refused = refusal.refused
         except h11.RemoteProtocolError as error:
             # What h11 quotes may be a key, if only a misspelled one.
@@ -242,21 +222,21 @@ class HTTPConnection:
         if not received or (received == b"\r" and not self._blank_line_seen):
             return None
         if received[0] <= ord(" "):
-            _refuse(400, f"a request begins with its method, not 0x{received[0]:02x} (TLS?)")
+            refuse(400, f"a request begins with its method, not 0x{received[0]:02x} (TLS?)")
         longest = min(MAX_REQUEST_LINE, self._max_head)
         if len(received) >= longest and received.find(b"\n", 0, longest) < 0:
-            _refuse(414, f"the request line is longer than {longest} bytes")
+            refuse(414, f"the request line is longer than {longest} bytes")
         blank_line = _BLANK_LINE.search(received, self._searched)
         end = len(received) if blank_line is None else blank_line.end()
         if end > self._max_head:
-            _refuse(431, f"the head of the request is longer than {self._max_head} bytes")
+            refuse(431, f"the head of the request is longer than {self._max_head} bytes")
         if blank_line is None:
             self._searched = max(0, end - 2)
             return None
         head = bytes(received[:end])
         if head.count(b"\n") - 2 > MAX_FIELDS:
-            _refuse(431, f"the head of the request has more than {MAX_FIELDS} fields")
-        _refuse_odd(head, "the head")
+            refuse(431, f"the head of the request has more than {MAX_FIELDS} fields")
+        refuse_odd(head, "the head")
         self._h11.receive_data(head)
         request = self._h11.next_event()
         assert isinstance(request, h11.Request)
@@ -266,15 +246,15 @@ class HTTPConnection:
         self._blank_line_seen = False
         return request
 
-    def _open(self, head: h11.Request) -> tuple[Request, _BodyReader]:
+    def _open(self, head: h11.Request) -> tuple[Request, BodyReader]:
         """The request without its body, and what will collect that."""
         method, version = head.method.decode(), head.http_version.decode()
         self._is_head = method == "HEAD"
         self._is_old = version < "1.1"
         if version not in ("1.0", "1.1"):
-            _refuse(505, f"HTTP/{version} is not spoken here, HTTP/1.1 is")
+            refuse(505, f"HTTP/{version} is not spoken here, HTTP/1.1 is")
         if method == "CONNECT":
-            _refuse(501, "this is no proxy: CONNECT is not implemented")
+            refuse(501, "this is no proxy: CONNECT is not implemented")
         headers = _joined(head.headers)
         # h11's state does not say so while the client also proposes an upgrade.
         options = headers.get("connection", "").lower().split(",")
@@ -284,25 +264,25 @@ class HTTPConnection:
         if host is not None:
             headers["host"] = host
         if not _HOST.fullmatch(headers.get("host", "")):
-            _refuse(400, "the host of the request is no host")
+            refuse(400, "the host of the request is no host")
         length = int(headers.get("content-length", "0"))
         chunked = "transfer-encoding" in headers
         if chunked and "content-length" in headers:
-            _refuse(400, "a request has Content-Length or Transfer-Encoding, not both")
+            refuse(400, "a request has Content-Length or Transfer-Encoding, not both")
         if chunked and self._is_old:
-            _refuse(400, "Transfer-Encoding is not for HTTP/1.0")
+            refuse(400, "Transfer-Encoding is not for HTTP/1.0")
         if length > self._max_body:
-            _refuse(413, f"the body has {length} bytes, {self._max_body} are allowed")
+            refuse(413, f"the body has {length} bytes, {self._max_body} are allowed")
         if "expect" in headers and not self._is_old:
             if headers["expect"].lower() != "100-continue":
-                _refuse(417, "the only expectation that can be met is 100-continue")
+                refuse(417, "the only expectation that can be met is 100-continue")
             if chunked or length:
                 go_on = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
                 self._to_send = self._send(go_on)
         body = (
-            _chunked(self._received, self._max_body, self._max_head)
+            chunked_body(self._received, self._max_body, self._max_head)
             if chunked
-            else _sized(self._received, length)
+            else sized_body(self._received, length)
         )
         return Request(method, path, query, headers, b"", version), body
 
@@ -411,72 +391,6 @@ class HTTPConnection:
         self._request = self._body = None
 
 
-def _sized(received: bytearray, length: int) -> _BodyReader:
-    """Collects a body whose length was announced; h11 is told it as it is."""
-    content = bytearray()
-    while _move(received, content, length - len(content)):
-        yield
-    return bytes(content), bytes(content)
-
-
-def _chunked(received: bytearray, max_body: int, max_trailers: int) -> _BodyReader:
-    """Collects a chunked body; h11 is told an empty one, with the trailers, and checks those.
-
-    Lines end in CRLF here: what another reader takes for data would be smuggled.
-    """
-    content, trailers = bytearray(), bytearray()
-    while size := _chunk_size((yield from _line(received, MAX_CHUNK_LINE, 400, "a chunk's size"))):
-        whole = len(content) + size
-        if whole > max_body:
-            _refuse(413, f"the body has more than the allowed {max_body} bytes")
-        while _move(received, content, whole - len(content)):
-            yield
-        yield from _line(received, 0, 400, "behind the data of a chunk")
-    while line := (yield from _line(received, max_trailers - len(trailers), 431, "the trailers")):
-        trailers += line + b"\r\n"
-    _refuse_odd(bytes(trailers), "the trailers")
-    return bytes(content), b"0\r\n%b\r\n" % bytes(trailers)
-
-
-def _move(source: bytearray, target: bytearray, wanted: int) -> int:
-    """Move so many bytes, or as many as there are; how many are still wanted."""
-    taken = source[:wanted]
-    del source[:wanted]
-    target += taken
-    return wanted - len(taken)
-
-
-def _line(received: bytearray, most: int, status: int, what: str) -> Generator[None, None, bytes]:
-    """The next line, without its end; refused with that status if it has more bytes than `most`."""
-    while (end := received.find(b"\n", 0, most + 2)) < 0:
-        if len(received) >= most + 2:
-            _refuse(status, f"{what}: more than {most} bytes")
-        yield
-    line = bytes(received[: end + 1])
-    if not line.endswith(b"\r\n"):
-        _refuse(400, f"{what}: a line that ends in LF alone")
-    del received[: end + 1]
-    return line[:-2]
-
-
-def _chunk_size(line: bytes) -> int:
-    match = _CHUNK_SIZE.fullmatch(line)
-    if match is None:
-        _refuse(400, "a chunk's size: no hexadecimal number")
-    return int(match[1], 16)
-
-
-def _refuse_odd(head: bytes, what: str) -> None:
-    """Refuse what h11 lets pass: control characters, and fields that are folded."""
-    odd = _ODD.search(head)
-    if odd is None:
-        return
-    line = head.count(b"\n", 0, odd.start()) + 1
-    if odd[0][:1] == b"\n":
-        _refuse(400, f"line {line + 1} of {what} is folded (it begins with a space or tab)")
-    _refuse(400, f"line {line} of {what} has the control character 0x{odd[0][0]:02x}")
-
-
 def _joined(fields: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     headers: dict[str, str] = {}
     for raw_name, raw_value in fields:
@@ -484,7 +398,7 @@ def _joined(fields: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         if name not in headers:
             headers[name] = value
         elif name in _SINGLE:
-            _refuse(400, f"the header {name!r} is there twice")
+            refuse(400, f"the header {name!r} is there twice")
         else:
             headers[name] += ("; " if name == "cookie" else ", ") + value
     return headers
@@ -499,7 +413,7 @@ def _target(method: str, target: str) -> tuple[str | None, str, str]:
         return None, target, ""
     absolute = _ABSOLUTE.fullmatch(target)
     if absolute is None:
-        _refuse(400, "the target of a request is a path or an http URL")
+        refuse(400, "the target of a request is a path or an http URL")
     return absolute[1], absolute[2] or "/", absolute[3] or ""
 
 

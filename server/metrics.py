@@ -5,6 +5,7 @@ Labels have no model and no client: whoever asks could make as many of them as h
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +18,7 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from deltawire.chat import Usage
 from deltawire.server.app import Reply, route_of
@@ -37,8 +39,14 @@ class Metrics:
     """
 
     def __init__(self, ledger: Callable[[], Health] | None = None) -> None:
-        self._registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
+        self._registry = CollectorRegistry()
+        # Of several workers each counts in a file, and whichever is asked adds them up.
+        self._shared = "PROMETHEUS_MULTIPROC_DIR" in os.environ
+        if self._shared:
+            MultiProcessCollector(self._registry)  # type: ignore[no-untyped-call]
+        else:
+            ProcessCollector(registry=self._registry)
+        registry = None if self._shared else self._registry
         self._requests = Counter(
             "deltawire_requests", "Requests answered.", ["route", "status"], registry=registry
         )
@@ -81,21 +89,37 @@ class Metrics:
             registry=registry,
         )
         self.streams = Gauge(
-            "deltawire_streams_open", "Streams to clients that are under way.", registry=registry
+            "deltawire_streams_open",
+            "Streams to clients that are under way.",
+            multiprocess_mode="livesum",
+            registry=registry,
         )
         self.connections = Gauge(
-            "deltawire_connections_open", "Connections of clients.", registry=registry
+            "deltawire_connections_open",
+            "Connections of clients.",
+            multiprocess_mode="livesum",
+            registry=registry,
         )
+        self._ledger = ledger
         if ledger is not None:
-            ok = Gauge("deltawire_ledger_ok", "Whether it can be written.", registry=registry)
-            ok.set_function(lambda: ledger().ok)
-            pending = Gauge(
-                "deltawire_ledger_pending", "Entries that wait to be written.", registry=registry
+            self._ledger_ok = Gauge(
+                "deltawire_ledger_ok",
+                "Whether it can be written.",
+                multiprocess_mode="livemin",
+                registry=registry,
             )
-            pending.set_function(lambda: ledger().pending)
+            self._ledger_pending = Gauge(
+                "deltawire_ledger_pending",
+                "Entries that wait to be written.",
+                multiprocess_mode="livesum",
+                registry=registry,
+            )
+            self._ask_ledger()
 
     def count(self, served: Served) -> None:
         """Take in a request that is over."""
+        if self._shared:
+            self._ask_ledger()
         self._requests.labels(route_of(served.path), str(served.status)).inc()
         if served.call is None:
             return
@@ -124,6 +148,13 @@ class Metrics:
             if tokens and tokens > 0:
                 self._tokens.labels(upstream, kind).inc(tokens)
 
+    def _ask_ledger(self) -> None:
+        if self._ledger is not None:
+            health = self._ledger()
+            self._ledger_ok.set(health.ok)
+            self._ledger_pending.set(health.pending)
+
     def reply(self) -> Reply:
-        """All of them, as they are now."""
+        """All of them, as they are now; of another worker's ledger, as of its last request."""
+        self._ask_ledger()
         return Reply(200, generate_latest(self._registry), (("content-type", CONTENT_TYPE_LATEST),))

@@ -17,7 +17,9 @@ from typing import Final, cast
 from deltawire.errors import DeltawireError
 from deltawire.server.app import ChatCall, Reply
 from deltawire.server.delivery import Delivery
-from deltawire.server.http import Phase, Refused, Request
+from deltawire.server.framing import Refused
+from deltawire.server.http import Phase, Request
+from deltawire.server.listening import BACKLOG
 from deltawire.server.service import Service, Serving, host_of
 from deltawire.server.unsent import bound_unsent
 from deltawire.transports import AsyncioTransport
@@ -27,8 +29,6 @@ _log: Final = logging.getLogger(__name__)
 # A client that was refused may still be sending; to close at once would reset the connection under
 # the answer.
 _LINGER: Final = 2.0
-# A client that finds the queue full comes again after a second.
-_BACKLOG: Final = 1024
 # What leaves is looked at that often within the time that a client may take nothing.
 _LOOKS: Final = 8
 # What the system has not sent is dropped, and the client is told by RST.
@@ -74,6 +74,7 @@ class Connection(asyncio.Protocol):
         self._socket.set_write_buffer_limits(high=limits.buffer)
         bound_unsent(self._socket.get_extra_info("socket"), limits.buffer)
         self._clients.add(self)
+        self._service.metrics.connections.inc()
         if len(self._clients) > limits.connections:
             self._refused = True
             self._write(self._service.respond(self._http, self._service.too_many(self._peer)))
@@ -95,6 +96,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._socket = None
         self._clients.discard(self)
+        self._service.metrics.connections.dec()
         self._http.receive_eof()
         self._leave()
         self._writable.set()
@@ -247,7 +249,8 @@ class Connection(asyncio.Protocol):
     # The socket.
 
     def _write(self, data: bytes) -> None:
-        if data and self._socket is not None:
+        # Of a client that has left asyncio says so only once the burst is over, and logs meanwhile.
+        if data and self._socket is not None and not self._socket.is_closing():
             self._written += len(data)
             self._socket.write(data)
 
@@ -316,7 +319,8 @@ async def serve(
         settings.host,
         settings.port,
         ssl=tls,
-        backlog=_BACKLOG,
+        backlog=BACKLOG,
+        reuse_port=settings.workers > 1 or None,
     )
     closing: set[asyncio.Task[None]] = set()
 
@@ -326,7 +330,6 @@ async def serve(
         task.add_done_callback(closing.discard)
 
     service.dispose = close
-    service.metrics.connections.set_function(lambda: len(clients))
     if started is not None:
         started.set_result(server.sockets[0].getsockname()[1])
     await stop.wait()

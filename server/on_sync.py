@@ -1,7 +1,7 @@
 """The server on threads: an `HTTPConnection` behind a blocking thread for each client.
 
 A thread reads its client's requests and answers them. While it is blocked on upstream it sees
-nothing of its client; one more thread, the `_Watcher`, does so for all of them, breaks silence, and
+nothing of its client; one more thread, the `Watcher`, does so for all of them, breaks silence, and
 hangs up on upstream when the client leaves. What the two share of a connection is under its lock,
 which is held for work that does not block, and for nothing else. Needs `poll`: not for Windows.
 """
@@ -9,12 +9,9 @@ which is held for work that does not block, and for nothing else. Needs `poll`: 
 from __future__ import annotations
 
 import contextlib
-import heapq
-import itertools
 import logging
 import math
 import select
-import selectors
 import socket
 import ssl
 import struct
@@ -27,9 +24,12 @@ from typing import Any, Final, TypeVar
 from deltawire.errors import DeltawireError
 from deltawire.server.app import ChatCall, Reply
 from deltawire.server.delivery import Delivery
-from deltawire.server.http import Phase, Refused, Request
+from deltawire.server.framing import Refused
+from deltawire.server.http import Phase, Request
+from deltawire.server.listening import listen
 from deltawire.server.service import Service, Serving, host_of
 from deltawire.server.unsent import bound_unsent
+from deltawire.server.watcher import Watcher
 from deltawire.transports import SyncTransport
 from deltawire.transports.sync import SyncStream
 
@@ -47,9 +47,6 @@ T = TypeVar("T")
 
 _now = time.monotonic
 
-# Called at its time, with the time; gives when to call it next, `inf`: never.
-_Ring = Callable[[float], float]
-
 
 class _Gone(Exception):
     """The client left, or is to be treated as if it had."""
@@ -62,9 +59,10 @@ class Connection:
         self,
         client: socket.socket,
         service: Service[SyncTransport],
-        watcher: _Watcher,
+        watcher: Watcher,
         tls: ssl.SSLContext | None,
         peer: object,
+        on_over: Callable[[Connection], None],
     ) -> None:
         self._socket = client
         self._service = service
@@ -73,11 +71,13 @@ class Connection:
         self._lock = threading.Lock()
         self._http = service.connection()
         self._peer = host_of(peer)
+        self._on_over = on_over
         self._unsent = bytearray()
         # While upstream is asked.
         self._answer: SyncStream[Any, Any] | None = None
         self._delivery: Delivery | None = None
         self._has_asked = False
+        self._is_over = False
         self._asked = 0
         self._left = False
 
@@ -96,7 +96,7 @@ class Connection:
             self._reset_on_close()
         finally:
             self._socket.close()
-            self._watcher.discard(self)
+            self._on_over(self)
 
     # Requests.
 
@@ -111,6 +111,8 @@ class Connection:
         phase, until = Phase.CLOSED, math.inf
         while True:
             with self._lock:
+                if self._is_over:
+                    return None
                 request = self._http.next_request()
                 self._unsent += b"" if request else self._http.data_to_send()
                 before, phase = phase, self._http.phase
@@ -255,6 +257,9 @@ class Connection:
         with self._lock:
             self._http.keep_alive = False
             if self._http.phase in (Phase.IDLE, Phase.HEAD, Phase.BODY):
+                # What had come all the same would be read and asked of upstream, and the end
+                # behind it taken for the client's leaving.
+                self._is_over = True
                 _shut_down(self._socket, socket.SHUT_RD)
 
     def abort(self) -> None:
@@ -347,72 +352,39 @@ class Connection:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
 
-class _Watcher:
-    """The thread that accepts clients, and watches those that wait for upstream."""
+class _Door:
+    """Where clients come in, on the watcher's thread, and which of them are there."""
 
     def __init__(
         self,
         service: Service[SyncTransport],
         listener: socket.socket,
+        watcher: Watcher,
         tls: ssl.SSLContext | None,
     ) -> None:
         self._service = service
         self._listener = listener
+        self._watcher = watcher
         self._tls = tls
-        # epoll and kqueue take changes from one thread while another one waits.
-        self._selector = selectors.DefaultSelector()
-        self._bell, self._rope = socket.socketpair()
         self._changed = threading.Condition()
-        self._rings: list[tuple[float, int, _Ring]] = []
-        self._order = itertools.count()
         self._clients: set[Connection] = set()
         self._closing = False
-        self._over = False
-        self._bell.setblocking(False)
-        self._rope.setblocking(False)
         listener.setblocking(False)
-        self._selector.register(self._bell, selectors.EVENT_READ, self._hear)
-        self._selector.register(listener, selectors.EVENT_READ, self._accept)
-
-    def watch(
-        self, client: socket.socket, look: Callable[[], None], ring: _Ring, due: float
-    ) -> None:
-        """Look whenever there is something to read, ring when it is time."""
-        with self._changed:
-            self._selector.register(client, selectors.EVENT_READ, look)
-            self._push(due, ring)
-
-    def unwatch(self, client: socket.socket) -> None:
-        """No more looking. May be called again."""
-        with self._changed, contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(client)
-
-    def count(self) -> int:
-        """How many clients there are."""
-        return len(self._clients)
+        watcher.watch(listener, self._accept, None, math.inf)
 
     def discard(self, connection: Connection) -> None:
         """It is over."""
         with self._changed:
-            self._clients.discard(connection)
+            if connection in self._clients:
+                self._clients.remove(connection)
+                self._service.metrics.connections.dec()
             self._changed.notify_all()
 
-    def run(self) -> None:
-        """Until `close`."""
-        while not self._over:
-            with self._changed:
-                due = self._rings[0][0] if self._rings else math.inf
-            wait = None if due == math.inf else max(0.0, due - _now())
-            for key, _ in self._selector.select(wait):
-                key.data()
-            self._ring_due()
-
-    def close_door(self) -> list[Connection]:
+    def close(self) -> list[Connection]:
         """Accept no more; those that are there."""
         with self._changed:
             self._closing = True
-            with contextlib.suppress(KeyError, ValueError):
-                self._selector.unregister(self._listener)
+            self._watcher.unwatch(self._listener)
             self._listener.close()
             return list(self._clients)
 
@@ -422,62 +394,25 @@ class _Watcher:
             self._changed.wait_for(lambda: not self._clients, seconds)
             return list(self._clients)
 
-    def close(self) -> None:
-        """End `run`."""
-        self._over = True
-        self._wake()
-
-    def release(self) -> None:
-        """Close what was opened here, once `run` is over."""
-        self._selector.close()
-        self._bell.close()
-        self._rope.close()
-
-    def _push(self, due: float, ring: _Ring) -> None:
-        if due != math.inf:
-            entry = (due, next(self._order), ring)
-            heapq.heappush(self._rings, entry)
-            if self._rings[0] is entry:
-                self._wake()
-
-    def _ring_due(self) -> None:
-        now = _now()
-        while True:
-            with self._changed:
-                if not self._rings or self._rings[0][0] > now:
-                    return
-                _, _, ring = heapq.heappop(self._rings)
-            again = ring(now)
-            with self._changed:
-                self._push(again, ring)
-
-    def _wake(self) -> None:
-        with contextlib.suppress(OSError):
-            self._rope.send(b"!")
-
-    def _hear(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self._bell.recv(_READ)
-
     def _accept(self) -> None:
         try:
             client, peer = self._listener.accept()
         except (BlockingIOError, ConnectionError):
             return
         except OSError:
-            with self._changed, contextlib.suppress(KeyError, ValueError):
-                self._selector.unregister(self._listener)
-                self._push(_now() + _PAUSE, self._accept_again)
+            self._watcher.unwatch(self._listener)
+            self._watcher.ring_at(_now() + _PAUSE, self._accept_again)
             return
         client.setblocking(False)
         with contextlib.suppress(OSError):
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         bound_unsent(client, self._service.config.limits.buffer)
-        connection = Connection(client, self._service, self, self._tls, peer)
+        connection = Connection(client, self._service, self._watcher, self._tls, peer, self.discard)
         with self._changed:
             full = len(self._clients) >= self._service.config.limits.connections
             if not (full or self._closing):
                 self._clients.add(connection)
+                self._service.metrics.connections.inc()
         if self._closing:
             client.close()
             return
@@ -493,8 +428,9 @@ class _Watcher:
             client.close()
 
     def _accept_again(self, now: float) -> float:
+        # It may have been closed meanwhile.
         with self._changed, contextlib.suppress(ValueError):
-            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+            self._watcher.watch(self._listener, self._accept, None, math.inf)
         return math.inf
 
     def _turn_away(self, client: socket.socket, peer: str) -> None:
@@ -508,7 +444,7 @@ class _Watcher:
         _shut_down(client, socket.SHUT_WR)
 
         def close(now: float = 0.0) -> float:
-            self.unwatch(client)
+            self._watcher.unwatch(client)
             client.close()
             return math.inf
 
@@ -522,7 +458,7 @@ class _Watcher:
             if over:
                 close()
 
-        self.watch(client, look, close, _now() + _LINGER)
+        self._watcher.watch(client, look, close, _now() + _LINGER)
 
 
 def _wait(client: socket.socket, event: int, seconds: float) -> bool:
@@ -553,23 +489,22 @@ def serve(
     cannot be interrupted and is left behind; it holds no process up.
     """
     settings = service.config.server
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.create_server((settings.host, settings.port), family=family, backlog=1024)
-    watcher = _Watcher(service, listener, tls)
+    listener = listen(settings)
+    watcher = Watcher()
+    door = _Door(service, listener, watcher, tls)
     watching = threading.Thread(target=watcher.run, name="deltawire-watcher", daemon=True)
     watching.start()
     service.dispose = SyncTransport.close
-    service.metrics.connections.set_function(watcher.count)
     try:
         if started is not None:
             started(listener.getsockname()[1])
         stop.wait()
     finally:
-        for connection in watcher.close_door():
+        for connection in door.close():
             connection.finish()
-        for connection in watcher.wait_empty(settings.shutdown):
+        for connection in door.wait_empty(settings.shutdown):
             connection.abort()
-        watcher.wait_empty(_LINGER)
+        door.wait_empty(_LINGER)
         watcher.close()
         watching.join()
         watcher.release()

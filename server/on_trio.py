@@ -22,7 +22,9 @@ import trio
 from deltawire.errors import DeltawireError
 from deltawire.server.app import ChatCall, Reply
 from deltawire.server.delivery import Delivery
-from deltawire.server.http import Phase, Refused, Request
+from deltawire.server.framing import Refused
+from deltawire.server.http import Phase, Request
+from deltawire.server.listening import BACKLOG, listen
 from deltawire.server.service import Service, Serving, host_of
 from deltawire.server.unsent import bound_unsent
 from deltawire.transports import TrioTransport
@@ -331,6 +333,7 @@ async def serve(
     async def welcome(sock: trio.SocketStream) -> None:
         client = Connection(service, sock, tls, connections)
         clients.add(client)
+        connected.inc()
         if stop.is_set():
             client.finish()
         try:
@@ -339,16 +342,24 @@ async def serve(
             _log.exception("a connection was given up")
         finally:
             clients.discard(client)
+            connected.dec()
 
-    service.metrics.connections.set_function(lambda: len(clients))
+    connected = service.metrics.connections
     try:
         # Outside the nursery, whose errors are groups: a port that is taken is the caller's to say.
-        listeners = await trio.open_tcp_listeners(settings.port, host=settings.host)
+        if settings.workers > 1:
+            # trio's own way cannot share a port.
+            shared = trio.socket.from_stdlib_socket(listen(settings))
+            listeners = [trio.SocketListener(shared)]
+        else:
+            listeners = await trio.open_tcp_listeners(
+                settings.port, host=settings.host, backlog=BACKLOG
+            )
         async with trio.open_nursery() as connections:
             service.dispose = lambda transport: connections.start_soon(transport.aclose)
-            listen = partial(trio.serve_listeners, welcome, listeners, handler_nursery=connections)
+            accept = partial(trio.serve_listeners, welcome, listeners, handler_nursery=connections)
             async with trio.open_nursery() as listening:
-                listening.start_soon(listen)
+                listening.start_soon(accept)
                 if started is not None:
                     started(listeners[0].socket.getsockname()[1])
                 await stop.wait()

@@ -13,8 +13,14 @@ from typing import Any, Final
 
 # Deeper, only what must be there is: a schema may contain itself.
 _MAX_DEPTH: Final = 5
-# Deeper still nothing is, for a schema that demands itself has no value at all.
+# Deeper still nothing is, for a schema that demands itself has no value at all; and one that does
+# so twice would have no end in any depth.
 _ABYSS: Final = 40
+_MAX_VALUES: Final = 10_000
+_MAX_LENGTH: Final = 10_000
+# Beyond these, no schema that anybody means has bounds.
+_FAR: Final = 1e15
+_LEAST_STEP: Final = 1e-9
 
 _BY_NAME: Final = {
     "city": ("Paris", "Rome"),
@@ -45,12 +51,21 @@ _BY_FORMAT: Final = {
 
 def plausible(schema: object, number: int = 0) -> Any:
     """A value that the schema takes; another `number` gives another value where there is one."""
-    root = schema if isinstance(schema, Mapping) else {}
-    return _value(root, root, "", number, 0)
+    root = _Root(schema if isinstance(schema, Mapping) else {})
+    return _value(root.schema, root, "", number, 0)
 
 
-def _value(node: object, root: Mapping[str, Any], name: str, number: int, depth: int) -> Any:
-    if depth > _ABYSS:
+class _Root:
+    """What references are looked up in, and how many values there may still be."""
+
+    def __init__(self, schema: Mapping[str, Any]) -> None:
+        self.schema = schema
+        self.left = _MAX_VALUES
+
+
+def _value(node: object, root: _Root, name: str, number: int, depth: int) -> Any:
+    root.left -= 1
+    if depth > _ABYSS or root.left < 0:
         return None
     if not isinstance(node, Mapping):
         return name
@@ -73,9 +88,9 @@ def _value(node: object, root: Mapping[str, Any], name: str, number: int, depth:
     if kind == "object":
         return _object(node, root, number, depth)
     if kind == "array":
-        least = _integer(node.get("minItems"), 0)
+        least = _length(node.get("minItems"), 0)
         count = max(least, 0 if depth > _MAX_DEPTH else 1)
-        most = _integer(node.get("maxItems"), count)
+        most = _length(node.get("maxItems"), count)
         fixed = node.get("prefixItems")
         before = fixed if isinstance(fixed, list) else []
         items = node.get("items", {})
@@ -103,7 +118,7 @@ def _kind(node: Mapping[str, Any], depth: int) -> str:
     return "array" if "items" in node else "string"
 
 
-def _object(node: Mapping[str, Any], root: Mapping[str, Any], number: int, depth: int) -> Any:
+def _object(node: Mapping[str, Any], root: _Root, number: int, depth: int) -> Any:
     given, required = node.get("properties"), node.get("required")
     properties = given if isinstance(given, Mapping) else {}
     needed = (
@@ -119,7 +134,8 @@ def _object(node: Mapping[str, Any], root: Mapping[str, Any], number: int, depth
 def _number(node: Mapping[str, Any], number: int, *, whole: bool) -> int | float:
     low, above = _bound(node, "minimum", -math.inf), _bound(node, "exclusiveMinimum", -math.inf)
     high, below = _bound(node, "maximum", math.inf), _bound(node, "exclusiveMaximum", math.inf)
-    step = _bound(node, "multipleOf", 1) or 1
+    step = _bound(node, "multipleOf", 1)
+    step = step if step > _LEAST_STEP else 1
 
     def fits(count: int) -> bool:
         return low <= count * step <= high and above < count * step < below
@@ -141,14 +157,16 @@ def _number(node: Mapping[str, Any], number: int, *, whole: bool) -> int | float
 def _bound(node: Mapping[str, Any], key: str, default: float) -> float:
     """In draft 4, the exclusive bounds are no numbers."""
     value = node.get(key)
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else default
+    if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > _FAR:
+        return default
+    return value
 
 
 def _text(node: Mapping[str, Any], name: str, number: int) -> str:
     known = _BY_FORMAT.get(str(node.get("format"))) or _BY_NAME.get(name.lower())
     text = known[number % len(known)] if known else (name or "text") + (f" {number}" * (number > 0))
-    least = _integer(node.get("minLength"), 0)
-    return text.ljust(least, ".")[: _integer(node.get("maxLength"), max(len(text), least))]
+    least = _length(node.get("minLength"), 0)
+    return text.ljust(least, ".")[: _length(node.get("maxLength"), max(len(text), least))]
 
 
 def _chosen(choices: list[Any], *, deep: bool) -> Any:
@@ -163,7 +181,7 @@ def _chosen(choices: list[Any], *, deep: bool) -> Any:
     return others[0]
 
 
-def _merged(node: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
+def _merged(node: Mapping[str, Any], root: _Root) -> Mapping[str, Any]:
     merged: Mapping[str, Any] = {key: value for key, value in node.items() if key != "allOf"}
     for part in node["allOf"]:
         for _ in range(_MAX_DEPTH):
@@ -177,15 +195,17 @@ def _merged(node: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, An
 
 def _both(one: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
     both = {**one, **other}
-    if "properties" in one and "properties" in other:
-        both["properties"] = {**one["properties"], **other["properties"]}
-    if "required" in one and "required" in other:
-        both["required"] = [*one["required"], *other["required"]]
+    ours, theirs = one.get("properties"), other.get("properties")
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        both["properties"] = {**ours, **theirs}
+    ours, theirs = one.get("required"), other.get("required")
+    if isinstance(ours, list) and isinstance(theirs, list):
+        both["required"] = [*ours, *theirs]
     return both
 
 
-def _referred(reference: object, root: Mapping[str, Any]) -> Any:
-    node: Any = root
+def _referred(reference: object, root: _Root) -> Any:
+    node: Any = root.schema
     for step in str(reference).removeprefix("#").split("/")[1:]:
         step = step.replace("~1", "/").replace("~0", "~")
         if not isinstance(node, Mapping) or step not in node:
@@ -194,5 +214,5 @@ def _referred(reference: object, root: Mapping[str, Any]) -> Any:
     return node
 
 
-def _integer(value: object, default: int) -> int:
-    return value if isinstance(value, int) else default
+def _length(value: object, default: int) -> int:
+    return min(value, _MAX_LENGTH) if isinstance(value, int) and value >= 0 else default

@@ -22,8 +22,10 @@ from typing import Any, Final, TypeVar
 from deltawire.errors import InvalidSetting
 from deltawire.server.access import written
 from deltawire.server.config import Config, ConfigError, load, quick
+from deltawire.server.descriptors import raise_limit
 from deltawire.server.ledger import Ledger
 from deltawire.server.service import Service
+from deltawire.server.workers import Worker, look_after
 from deltawire.transports.settings import Transport
 
 T = TypeVar("T", bound=Transport)
@@ -61,6 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--transport", choices=["asyncio", "sync", "trio"], help="(default: asyncio, or the file's)"
     )
     parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes that share the port (default: 1)"
+    )
+    # What the process that looks after the workers tells one of them.
+    parser.add_argument("--as-worker", type=Worker.parse, help=argparse.SUPPRESS)
+    parser.add_argument(
         "--no-ledger", action="store_true", help="write down no attempts, whatever the file says"
     )
 
@@ -68,8 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT. Exit status: 1 if it cannot listen, 2 for a wrong setting."""
     try:
-        _serve(options)
-        return _FINISHED
+        return _serve(options)
     except (ConfigError, InvalidSetting) as error:
         print(f"deltawire: {error}", file=sys.stderr)
         return _WRONG_USAGE
@@ -92,17 +98,45 @@ def _config(options: argparse.Namespace) -> Config:
         config = load(options.config or "deltawire.toml", os.environ)
     if options.transport is not None:
         config = replace(config, server=replace(config.server, transport=options.transport))
+    changed: dict[str, Any] = {}
+    if options.workers is not None:
+        changed["workers"] = options.workers
+    if options.as_worker is not None:
+        changed["port"] = options.as_worker.port
+    config = replace(config, server=replace(config.server, **changed))
+    if config.server.workers < 1:
+        raise InvalidSetting("server.workers", f"{config.server.workers}: expected 1 or more")
     if options.no_ledger:
         config = replace(config, ledger=replace(config.ledger, url=""))
     return config
 
 
-def _serve(options: argparse.Namespace) -> None:
+def _serve(options: argparse.Namespace) -> int:
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
     config = _config(options)
     tls = _tls(config)
+    worker: Worker | None = options.as_worker
+    if config.server.workers > 1 and worker is None:
+        command = [sys.executable, "-m", "deltawire.server.cli", *options.arguments, "--as-worker"]
+        return look_after(config.server, command, lambda port: _say_where(config, port))
+    if worker is not None:
+        worker.end_with_parent()
+    _make_room(config)
     with _ledger(config) as ledger, written(sys.stdout):
         _DRIVERS[config.server.transport](_Start(options, config, ledger, tls))
+    return _FINISHED
+
+
+def _say_where(config: Config, port: int) -> None:
+    server = config.server
+    scheme = "http" if server.tls_cert is None else "https"
+    host = f"[{server.host}]" if ":" in server.host else server.host
+    workers = f", {server.workers} workers" if server.workers > 1 else ""
+    print(
+        f"deltawire serves {scheme}://{host}:{port}/v1/chat/completions"
+        f" by {server.transport}{workers}",
+        flush=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -117,15 +151,12 @@ class _Start:
     def service(self, kind: type[T]) -> Service[T]:
         return Service(self.config, kind, self.ledger)
 
-    def say_where(self, port: int) -> None:
-        scheme = "http" if self.tls is None else "https"
-        host = self.config.server.host
-        shown = f"[{host}]" if ":" in host else host
-        print(
-            f"deltawire serves {scheme}://{shown}:{port}/v1/chat/completions"
-            f" by {self.config.server.transport}",
-            flush=True,
-        )
+    def listens(self, port: int) -> None:
+        """To be called once connections are accepted."""
+        if self.options.as_worker is None:
+            _say_where(self.config, port)
+        else:
+            self.options.as_worker.listens()
 
     def reload(self, service: Service[Any]) -> None:
         """Take in what the configuration says now; one that is wrong changes nothing."""
@@ -142,6 +173,7 @@ class _Start:
             if self.tls is not None:
                 # Of those who connect from now on.
                 _load_certificate(self.tls, config)
+            _make_room(config)
         except (ConfigError, InvalidSetting) as error:
             _log.error("SIGHUP: the configuration stays as it was: %s", error)
             return
@@ -149,6 +181,12 @@ class _Start:
             _log.warning("SIGHUP: %s was changed, which takes a restart", name)
         # The level of what a user asked for, and is to see that it was done.
         _log.warning("SIGHUP: serving by the configuration as it is now")
+
+
+def _make_room(config: Config) -> None:
+    shortage = raise_limit(config.limits.connections)
+    if shortage is not None:
+        _log.warning("%s", shortage)
 
 
 @contextlib.contextmanager
@@ -194,7 +232,7 @@ def _run_asyncio(start: _Start) -> None:
         for number in _RELOADS:
             loop.add_signal_handler(number, start.reload, service)
         started: asyncio.Future[int] = loop.create_future()
-        started.add_done_callback(lambda port: start.say_where(port.result()))
+        started.add_done_callback(lambda port: start.listens(port.result()))
         await serve(service, stop, tls=start.tls, started=started)
 
     asyncio.run(main())
@@ -220,7 +258,7 @@ def _run_trio(start: _Start) -> None:
                             start.reload(service)
 
                 nursery.start_soon(wait)
-                await serve(service, stop, tls=start.tls, started=start.say_where)
+                await serve(service, stop, tls=start.tls, started=start.listens)
                 nursery.cancel_scope.cancel()
 
     trio.run(main)
@@ -237,7 +275,7 @@ def _run_sync(start: _Start) -> None:
     for number in _RELOADS:
         # In the main thread, which only waits.
         signal.signal(number, lambda *_: start.reload(service))
-    serve(service, stop, tls=start.tls, started=start.say_where)
+    serve(service, stop, tls=start.tls, started=start.listens)
 
 
 _DRIVERS: Final[dict[str, Callable[[_Start], None]]] = {

@@ -23,7 +23,8 @@ from deltawire.errors import InvalidRequest, InvalidSetting
 from deltawire.server.access import LOGGER, as_json, for_people
 from deltawire.server.app import COMPLETIONS, App, ChatCall, Reply, error_reply
 from deltawire.server.delivery import Delivery
-from deltawire.server.http import HTTPConnection, Phase, Refused, Request
+from deltawire.server.framing import Refused
+from deltawire.server.http import HTTPConnection, Phase, Request
 from deltawire.server.ledger import Entry, Ledger
 from deltawire.server.metrics import Metrics
 from deltawire.server.records import LEFT, Served
@@ -33,7 +34,7 @@ from deltawire.transports.settings import Transport
 T = TypeVar("T", bound=Transport)
 
 # A driver listens once, and rows that were begun in one database are settled there.
-_FIXED: Final = ("host", "port", "transport")
+_FIXED: Final = ("host", "port", "transport", "workers")
 
 
 @dataclass(eq=False)

@@ -69,6 +69,8 @@ class ServerSettings:
 
     host, port: what it listens on; port 0: any that is free.
     transport: what upstreams are asked with, and clients listened to.
+    workers: processes that share the port. Each has its own connections to the upstreams, keeps its
+        own account of what they refuse, and may have as many clients as the limits say.
     public: whether anybody may ask who reaches it. Otherwise it listens beyond the machine itself
         only if there are client keys: who asks it spends what the accounts pay for.
     tls_cert, tls_key: files of its certificate, with what it is signed by, and of its key.
@@ -80,7 +82,8 @@ class ServerSettings:
     ping_json: whether a client that waits for a whole answer is sent blanks in silence as well.
         JSON may begin with them, but they settle the status.
     write_stall: how long a client may not read before it is taken as gone; None: for ever. A full
-        window is all that is seen of one that left without a word.
+        window is all that is seen of one that left without a word. That it reads shows each time
+        it has made room for `limits.buffer`: less than that in this time is taken for nothing.
     shutdown: how long running answers may go on after SIGTERM. Kubernetes kills after 30 s.
     log: one line a request on standard output, for people or in JSON, or none.
     metrics: who may ask for `/metrics`: anybody, those with a client's key, or nobody. It has
@@ -91,6 +94,7 @@ class ServerSettings:
     host: Text = "127.0.0.1"
     port: Port = 8080
     transport: TransportName = "asyncio"
+    workers: Count = 1
     public: bool = False
     tls_cert: File | None = None
     tls_key: File | None = None
@@ -119,7 +123,8 @@ class Limits:
     idle_timeout: between two requests of a connection. It is longer than the 60 s after which
         load balancers close theirs, so that none sends into a connection just closed. nginx: 75 s.
     connections: at once; each may need a second one, to an upstream, so that this many need twice
-        as many file descriptors. nginx has 512 for both together, uvicorn no limit.
+        as many file descriptors: `deltawire serve` raises its soft limit (`ulimit -Sn`) to what
+        they may take. nginx has 512 for both together, uvicorn no limit.
     buffer: what is held for a client that reads slower than upstream writes, before upstream is
         made to wait; what asyncio has as its mark for this, and some 300 frames.
     """

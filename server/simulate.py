@@ -23,7 +23,8 @@ from email.utils import formatdate
 from typing import Any, Final, cast
 
 from deltawire.server.app import Reply
-from deltawire.server.http import HTTPConnection, Phase, Refused, Request
+from deltawire.server.framing import Refused
+from deltawire.server.http import HTTPConnection, Phase, Request
 from deltawire.server.scenarios import summaries
 from deltawire.server.simulation import Simulation, Streamed, Waiting
 
@@ -151,7 +152,8 @@ class Connection(asyncio.Protocol):
         self._look()
 
     def _write(self, data: bytes) -> None:
-        if data and self._socket is not None:
+        # Of a client that has left asyncio says so only once the burst is over, and logs meanwhile.
+        if data and self._socket is not None and not self._socket.is_closing():
             self._socket.write(data)
 
 

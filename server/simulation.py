@@ -27,7 +27,8 @@ from deltawire import (
 )
 from deltawire.server.app import Rejection, Reply, bearer_key, error_reply, json_reply
 from deltawire.server.delivery import reply_of
-from deltawire.server.http import Headers, Refused, Request
+from deltawire.server.framing import Refused
+from deltawire.server.http import Headers, Request
 from deltawire.server.model_names import read_model
 from deltawire.server.scenarios import CREATED, ID, SCENARIOS, Scenario, scenario_of
 

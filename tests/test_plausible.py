@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jsonschema
+import msgspec
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -24,3 +25,49 @@ def test_a_number_is_within_whatever_bounds_there_are(
     schema |= {} if low is None else {"minimum": low}
     schema |= {} if high is None else {"maximum": high}
     jsonschema.validate(plausible(schema, number), schema)
+
+
+KEYWORDS = [
+    "type",
+    "enum",
+    "const",
+    "required",
+    "properties",
+    "items",
+    "$ref",
+    "$defs",
+    "anyOf",
+    "oneOf",
+    "allOf",
+    "minimum",
+    "maximum",
+    "format",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+    "multipleOf",
+    "minItems",
+    "maxItems",
+    "minLength",
+    "maxLength",
+    "prefixItems",
+    "additionalProperties",
+]
+ODD = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-10, 10)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from(["string", "object", "array", "integer", "number", "#", "#/$defs/a", "a"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from([*KEYWORDS, "a"]), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(ODD, st.integers(0, 3))
+@example({"type": "string", "minLength": 10**18}, 0)
+@example({"type": "array", "minItems": 10**18}, 0)
+def test_whatever_is_given_for_a_schema_there_is_a_value(schema: object, number: int) -> None:
+    msgspec.json.encode(plausible(schema, number))

@@ -38,6 +38,8 @@ class Upstream(BaseHTTPRequestHandler):
     """A real HTTP server that answers whatever it is asked with one stream."""
 
     def do_POST(self) -> None:
+        # What is left unread at the end would reset the connection.
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()

@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -46,9 +46,15 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *arguments: str) -> Iterator[Server]:
+def serving(
+    folder: Path, *arguments: str, before: Sequence[str] = (), stderr: int | None = None
+) -> Iterator[Server]:
     process = subprocess.Popen(
-        [*DELTAWIRE, "serve", *arguments], cwd=folder, stdout=subprocess.PIPE, text=True
+        [*before, *DELTAWIRE, "serve", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
     )
     try:
         yield Server(process)
@@ -57,6 +63,8 @@ def serving(folder: Path, *arguments: str) -> Iterator[Server]:
         process.wait()
         assert process.stdout is not None
         process.stdout.close()
+        if process.stderr is not None:
+            process.stderr.close()
 
 
 def usage(folder: Path, *arguments: str) -> list[dict[str, object]]:

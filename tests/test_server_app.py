@@ -10,7 +10,8 @@ import pytest
 from deltawire import __version__
 from deltawire.server.app import App, ChatCall, Reply, error_reply
 from deltawire.server.config import parse
-from deltawire.server.http import Refused, Request
+from deltawire.server.framing import Refused
+from deltawire.server.http import Request
 from deltawire.server.keys import hash_key
 from deltawire.server.service import Service
 from deltawire.transports import AsyncioTransport
