@@ -34,7 +34,9 @@ def tree(pid: int) -> list[int]:
     found = [pid]
     for each in found:
         for task in Path(f"/proc/{each}/task").glob("*/children"):
-            found += map(int, task.read_text().split())
+            # A thread may end meanwhile.
+            with contextlib.suppress(OSError):
+                found += map(int, task.read_text().split())
     return found
 
 

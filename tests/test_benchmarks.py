@@ -67,7 +67,7 @@ SHAPES: dict[str, Callable[[Figures], object]] = {
 }
 
 
-@pytest.mark.parametrize("name", list(command.BENCHMARKS))
+@pytest.mark.parametrize("name", list(RUNS))
 def test_a_benchmark_gives_its_figures_and_judges_them(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
