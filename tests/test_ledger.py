@@ -49,7 +49,7 @@ OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 # Seconds. Only a ledger that hangs takes them.
 LONG = 60.0
 
-PROMPT: dict[str, Any] = {"timeout": 0.05, "retry": (0.01, 0.05)}
+PROMPT: dict[str, Any] = {"timeout": 0.5, "retry": (0.01, 0.05)}
 """For tests in which the database is away: what is a matter of seconds otherwise."""
 
 

@@ -100,7 +100,7 @@ async function program(cell) {
   const steps = saw.steps.map(ofStep);
   if (cell.case === "loop") return steps;
   if (saw.parsed) return { ...steps[0], parsed: saw.parsed };
-  return heard.pings > 1 ? { ...steps[0], pinged: true } : steps[0];
+  return cell.case === "silence" && heard.pings > 1 ? { ...steps[0], pinged: true } : steps[0];
 }
 
 await run(program);

@@ -33,7 +33,7 @@ TOOLS = [
 ]
 PATIENCE = 5
 """Seconds of silence after which a client gives up. In the case `silence` there are more."""
-SHORT = 1
+SHORT = 4
 """Seconds after which a client leaves that can only leave by a timeout."""
 MANY = 50
 AT_ONCE = 10

@@ -141,7 +141,7 @@ async function program(cell) {
     const saw = ofCompletion(completion);
     seen.push(saw);
     if (cell.case !== "loop" || !saw.calls) {
-      if (heard.pings > 1) saw.pinged = true;
+      if (cell.case === "silence" && heard.pings > 1) saw.pinged = true;
       return cell.case === "loop" ? seen : saw;
     }
     const results = saw.calls.map(([id, name]) => ({
