@@ -124,7 +124,7 @@ class _Run:
         return first
 
 
-OURS: Final = (ASYNCIO, servers.UVLOOP, TRIO, SYNC, servers.RELAY)
+OURS: Final = (ASYNCIO, servers.PLAIN, TRIO, SYNC, servers.RELAY)
 THEIRS: Final = (servers.STARLETTE, LITELLM)
 
 

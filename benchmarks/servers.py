@@ -7,7 +7,6 @@ LiteLLM's proxy translates as deltawire does.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import re
 import socket
@@ -165,17 +164,21 @@ def _litellm(upstream: int, folder: Path, models: list[str]) -> tuple[Program, i
     return Program(shell, folder / "log", environ=environment(**quiet), cwd=folder), port
 
 
-def _uvloop(upstream: int, folder: Path, models: list[str]) -> tuple[Program, int | None]:
-    if importlib.util.find_spec("uvloop") is None:
-        raise peers.Missing("not installed")
-    main = "import sys, uvloop; uvloop.install(); from deltawire.server.cli import main; main()"
-    return _deltawire("asyncio", main=("-c", main))(upstream, folder, models)
+# What is None there cannot be imported.
+_WITHOUT_UVLOOP: Final = (
+    "import sys; sys.modules['uvloop'] = None; from deltawire.server.cli import main; main()"
+)
 
 
+# On uvloop, where that is installed.
 ASYNCIO: Final = Contender("deltawire, asyncio", CHAT, _deltawire("asyncio"))
+PLAIN: Final = Contender(
+    "deltawire, asyncio without uvloop",
+    CHAT,
+    _deltawire("asyncio", main=("-c", _WITHOUT_UVLOOP)),
+)
 TRIO: Final = Contender("deltawire, trio", CHAT, _deltawire("trio"))
 SYNC: Final = Contender("deltawire, sync", CHAT, _deltawire("sync"))
-UVLOOP: Final = Contender("deltawire, asyncio on uvloop", CHAT, _uvloop)
 RELAY: Final = Contender("deltawire, asyncio, chat as it is", CHAT, _deltawire("asyncio", "chat"))
 NGINX: Final = Contender("nginx, as it is", RESPONSES, _nginx)
 STARLETTE: Final = Contender("Starlette + httpx, as it is", RESPONSES, _starlette, is_peer=True)
