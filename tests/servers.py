@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 import h11
 import trio
@@ -163,11 +164,23 @@ class Got:
         return result
 
 
+class _Addressed(Protocol):
+    address: tuple[str, int]
+
+
 class Client:
     """A socket that is written by hand and read by h11."""
 
-    def __init__(self, server: Server) -> None:
-        self.socket = socket.create_connection(server.address, LIMIT)
+    def __init__(
+        self, server: _Addressed, *, window: int = 0, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self.socket = socket.socket()
+        self.socket.settimeout(LIMIT)
+        if window:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
+        self.socket.connect(server.address)
+        if tls is not None:
+            self.socket = tls.wrap_socket(self.socket, server_hostname="127.0.0.1")
         self._http = h11.Connection(h11.CLIENT)
         self._got: Got | None = None
 
@@ -198,7 +211,7 @@ class Client:
         self._got = Got(event)
         return self._got
 
-    def until(self, text: bytes) -> None:
+    def until(self, text: bytes) -> bytes:
         """Read on until that is in the body."""
         got = self._got
         assert got is not None
@@ -206,6 +219,19 @@ class Client:
             event = self._event()
             assert isinstance(event, h11.Data), (event, got.body[-200:])
             got.body += event.data
+        return got.body
+
+    def read(self, size: int) -> bytes:
+        """Read so much more of the body; all that was read of it."""
+        got, parts, left = self._got, list[bytes](), size
+        assert got is not None
+        while left > 0:
+            event = self._event()
+            assert isinstance(event, h11.Data), event
+            parts.append(event.data)
+            left -= len(event.data)
+        got.body += b"".join(parts)
+        return got.body
 
     def rest(self) -> Got:
         """Read the answer to its end."""

@@ -12,7 +12,6 @@ import json
 import logging
 import socket
 import ssl
-import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,11 +31,10 @@ from deltawire.server.service import Service
 from deltawire.server.settings import Config
 from deltawire.testing import Answer, expected, write_frames
 from deltawire.transports import AsyncioTransport
+from servers import MESSAGES, Client, ask, chat
 from upstream import LIMIT, Gate, Hold, Piece, Reply, Upstream, error, stream
 from wire import added, created, frame, message, parsed, terminal, text_delta
 
-CHAT: Final = "/v1/chat/completions"
-MESSAGES: Final[Any] = [{"role": "user", "content": "Rain?"}]
 ANSWER: Final = Answer("It rains in Rome.")
 TEXT: Final = expected(ANSWER).content
 FRAMES: Final = tuple(write_frames(ANSWER))
@@ -139,124 +137,6 @@ class Server(logging.Handler):
         with Client(self) as client:
             client.send(ask("GET", "/health"))
             assert client.answer("GET").status == 200
-
-
-class Got:
-    """One answer: as much of it as was read."""
-
-    def __init__(self, head: h11.Response) -> None:
-        self.status = head.status_code
-        self.headers = {name.decode(): value.decode() for name, value in head.headers}
-        self.body = b""
-
-    @property
-    def error(self) -> dict[str, Any]:
-        (whole,) = json.loads(self.body).items()
-        assert whole[0] == "error"
-        assert set(whole[1]) == {"message", "type", "param", "code"}
-        result: dict[str, Any] = whole[1]
-        return result
-
-
-class Client:
-    """A socket that is written by hand and read by h11."""
-
-    def __init__(self, server: Server, *, window: int = 0, tls: ssl.SSLContext | None = None):
-        self.socket = socket.socket()
-        self.socket.settimeout(LIMIT)
-        if window:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
-        self.socket.connect(server.address)
-        if tls is not None:
-            self.socket = tls.wrap_socket(self.socket, server_hostname="127.0.0.1")
-        self._http = h11.Connection(h11.CLIENT)
-        self._got: Got | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
-
-    def send(self, data: bytes) -> None:
-        self.socket.sendall(data)
-
-    def _event(self) -> Any:
-        while (event := self._http.next_event()) is h11.NEED_DATA:
-            self._http.receive_data(self.socket.recv(65536))
-        return event
-
-    def head(self, method: str = "POST") -> Got:
-        """The head of the next answer."""
-        if self._http.our_state is h11.DONE:
-            self._http.start_next_cycle()
-        self._http.send(h11.Request(method=method, target="/", headers=[("host", "a")]))
-        self._http.send(h11.EndOfMessage())
-        event = self._event()
-        while isinstance(event, h11.InformationalResponse):
-            event = self._event()
-        assert isinstance(event, h11.Response), event
-        self._got = Got(event)
-        return self._got
-
-    def until(self, text: bytes) -> bytes:
-        """Read on until that is in the body."""
-        got = self._got
-        assert got is not None
-        while text not in got.body:
-            event = self._event()
-            assert isinstance(event, h11.Data), (event, got.body[-200:])
-            got.body += event.data
-        return got.body
-
-    def read(self, size: int) -> bytes:
-        """Read so much more of the body; all that was read of it."""
-        got, parts, left = self._got, list[bytes](), size
-        assert got is not None
-        while left > 0:
-            event = self._event()
-            assert isinstance(event, h11.Data), event
-            parts.append(event.data)
-            left -= len(event.data)
-        got.body += b"".join(parts)
-        return got.body
-
-    def rest(self) -> Got:
-        """Read the answer to its end."""
-        got = self._got
-        assert got is not None
-        parts = [got.body]
-        while isinstance(event := self._event(), h11.Data):
-            parts.append(event.data)
-        assert isinstance(event, h11.EndOfMessage)
-        got.body = b"".join(parts)
-        return got
-
-    def answer(self, method: str = "POST") -> Got:
-        self.head(method)
-        return self.rest()
-
-    def closed(self) -> None:
-        """The server closes, and has nothing more to say."""
-        assert self._http.trailing_data[0] == b""
-        assert self.socket.recv(1) == b""
-
-    def reset(self) -> None:
-        """Leave by RST."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.socket.close()
-
-
-def ask(method: str, path: str, *fields: str, body: bytes = b"") -> bytes:
-    head = [f"{method} {path} HTTP/1.1", "Host: a", *fields]
-    if body:
-        head.append(f"Content-Length: {len(body)}")
-    return "\r\n".join([*head, "", ""]).encode() + body
-
-
-def chat(*fields: str, model: str = "gpt-5", stream: bool = True, **more: Any) -> bytes:
-    body = {"model": model, "messages": MESSAGES, "stream": stream, **more}
-    return ask("POST", CHAT, *fields, body=json.dumps(body).encode())
 
 
 def text_of(body: bytes) -> str:
