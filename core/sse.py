@@ -93,18 +93,6 @@ class SSEDecoder:
             raise
         return events
 
-    def hold(self, data: bytes) -> bool:
-        """Take in bytes that only lengthen a line that has begun, at next to no cost.
-
-        False, and nothing taken in, if they have to go to `receive_data`.
-        """
-        if self._closed or not self._rest or _LINE_END.search(data):
-            return False
-        if len(self._rest) + len(data) > self._max_event_size:
-            return False
-        self._rest += data
-        return True
-
     @property
     def room(self) -> int:
         """By how many bytes a line that has begun may grow; 0 between two lines."""

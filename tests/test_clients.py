@@ -76,6 +76,11 @@ def test_openai_python_reads_every_completion(case: tuple[Answer, Habits, bytes]
     _, events = receive(case[2], include_usage=True)
     if isinstance(events[-1], Done):
         value = fold(events).to_dict()
+        message = value["choices"][0]["message"]
+        # What upstream leaves out of a citation stays out; the client, which does not validate,
+        # reads it all the same, and only this model of it does not.
+        known = [each for each in message.pop("annotations", []) if len(each["url_citation"]) == 4]
+        message |= {"annotations": known} if known else {}
         read = json.loads(ChatCompletion.model_validate(value).model_dump_json(exclude_unset=True))
         assert read == value
 

@@ -2,7 +2,7 @@
 
 export const RESULTS = { weather: "sun", population: "2800000" };
 export const PATIENCE = 5000;
-export const SHORT = 4000;
+export const SHORT = 2000;
 const MANY = 50;
 const AT_ONCE = 10;
 const WAIT = ["silence", "cancel", "retry"];

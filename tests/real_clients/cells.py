@@ -33,8 +33,9 @@ TOOLS = [
 ]
 PATIENCE = 5
 """Seconds of silence after which a client gives up. In the case `silence` there are more."""
-SHORT = 4
-"""Seconds after which a client leaves that can only leave by a timeout."""
+SHORT = 2
+"""Seconds after which a client leaves that can only leave by a timeout; less than the grace period,
+since what comes after that is something to read."""
 MANY = 50
 AT_ONCE = 10
 WAIT = ("silence", "cancel", "retry")
