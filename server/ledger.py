@@ -74,6 +74,7 @@ _FULL: Final = "too much is waiting to be written"
 _SILENT: Final = "the database does not answer"
 # Timeouts: one for a connection and one for a statement. Longer waits are for what cannot be timed.
 _PATIENCE: Final = 2
+_LEAST_WAIT: Final = 0.05
 
 
 class Health(Struct, frozen=True, kw_only=True):
@@ -255,7 +256,7 @@ class Ledger:
     def _lose_patience(self) -> None:
         """Answer beginnings that the thread that writes, waiting for the database, does not."""
         patience = _PATIENCE * self._timeout
-        while not self._over.wait(patience / 4):
+        while not self._over.wait(max(_LEAST_WAIT, patience / 4)):
             with self._changed:
                 since = time.monotonic() - patience
                 late = [

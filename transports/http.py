@@ -14,7 +14,7 @@ import sys
 import zlib
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from deltawire.errors import InvalidSetting
 from deltawire.steps import Open
@@ -39,6 +39,8 @@ class Library:
         # Under asyncio, a TLS connection that breaks is an SSLError that httpx has not wrapped.
         self.RequestError: tuple[type[Exception], ...] = (module.RequestError, ssl.SSLError)
         """Whatever goes wrong with the network or the peer."""
+        self.body: Any = _body_type(module.AsyncByteStream)
+        """What is to be the stream of an asynchronous request, from its bytes."""
         self._url: Any = module.URL
         self._create_ssl_context: Any = module.create_ssl_context
         self._connect_timeout: type[Exception] = module.ConnectTimeout
@@ -114,6 +116,35 @@ class Target:
         if "transfer-encoding" not in named:
             own.append(("Content-Length", str(len(body))))
         return [*(each for each in own if each[0].lower() not in named), *given]
+
+
+def _body_type(stream: Any) -> Any:
+    """A stream without a generator, as httpx's own has one: a request that is cancelled while it is
+    sent drops that to the garbage collector, which trio does not allow."""
+
+    class Body(stream):  # type: ignore[misc]
+        def __init__(self, data: bytes) -> None:
+            self._data = data
+
+        def __aiter__(self) -> _Once:
+            return _Once(self._data)
+
+    return Body
+
+
+class _Once:
+    """Gives these bytes, and no more."""
+
+    def __init__(self, data: bytes) -> None:
+        self._left = [data]
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        return self._left.pop()
 
 
 def _is_tls(error: BaseException | None) -> bool:

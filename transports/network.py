@@ -82,6 +82,7 @@ class HTTPXNetwork:
 
     async def send(self, step: Open, wait: float) -> HTTPXResponse:
         request = self._client.build_request(**request_arguments(step, wait))
+        request.stream = self._library.body(step.request.body)
         answer = await self._client.send(request, stream=True, follow_redirects=False)
         # httpx looks at this once more, when the reading of the body begins.
         request.extensions["timeout"]["read"] = self._patience
