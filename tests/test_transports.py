@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib.util
+import math
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -67,6 +69,7 @@ from deltawire.testing import (
 )
 from deltawire.transports import AsyncioTransport, SyncTransport, TrioTransport
 from deltawire.transports.http import installed_library
+from deltawire.transports.watchdog import Watchdog
 from drivers import DRIVERS, GIVEN_CLIENT, OWN_CLIENT, Driver, Result
 from upstream import (
     LIMIT,
@@ -963,6 +966,20 @@ def test_an_upstream_that_falls_silent_is_given_up(
     upstream.wait_closed()
     # On a machine that is busy the time may be over before anything was sent.
     assert all(received.left.is_set() for received in upstream.requests)
+
+
+def test_a_deadline_that_has_passed_before_it_is_watched_holds_nothing_up() -> None:
+    watchdog = Watchdog()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        now = time.monotonic()
+        with watchdog._changed:
+            # Before the other thread looks at it, its reader has moved it on.
+            watchdog.watch(ours, now - 1, -1).until = math.inf
+        closing = threading.Thread(target=watchdog.close, daemon=True)
+        closing.start()
+        closing.join(LIMIT)
+        assert not closing.is_alive()
 
 
 @every_driver

@@ -18,6 +18,9 @@ from typing import Final
 
 # The thread waits that long for more to do; starting one costs as much as a few hundred watches.
 _LINGER: Final = 5.0
+# A deadline may have passed before it is watched; without a pause, a watch that was moved on
+# meanwhile would be looked at again and again, under the lock.
+_LEAST_PATIENCE: Final = 0.01
 # Cancelled watches stay in the heap until they are that many and the greater part of it.
 _MANY: Final = 256
 
@@ -33,7 +36,7 @@ class Watch:
     def __init__(self, peer: socket.socket, until: float, patience: float) -> None:
         self.peer: socket.socket | None = peer
         self.until = until
-        self.patience = patience
+        self.patience = max(_LEAST_PATIENCE, patience)
         self.fired = False
 
 
