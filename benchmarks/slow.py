@@ -36,6 +36,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from benchmarks.processes import raise_file_limit
 from deltawire.testing import OPENAI, Answer, write_frames
 
 TransportName = Literal["asyncio", "trio", "sync"]
@@ -378,8 +379,7 @@ def _show(transport: str, figures: dict[str, Any]) -> None:
 
 
 def run(*, quick: bool, transport: TransportName | Literal["all"] = "all") -> dict[str, Any]:
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    raise_file_limit()
     ours, theirs = multiprocessing.Pipe()
     upstream = multiprocessing.Process(target=_upstream, args=(theirs,), daemon=True)
     upstream.start()

@@ -98,9 +98,9 @@ def _config(options: argparse.Namespace) -> Config:
         )
     else:
         config = load(options.config or "deltawire.toml", os.environ)
-    if options.transport is not None:
-        config = replace(config, server=replace(config.server, transport=options.transport))
     changed: dict[str, Any] = {}
+    if options.transport is not None:
+        changed["transport"] = options.transport
     if options.workers is not None:
         changed["workers"] = options.workers
     if options.as_worker is not None:
