@@ -116,14 +116,22 @@ class Connection:
 
     async def _read(self) -> None:
         try:
-            while data := await self._stream.receive_some(_READ):
-                self._http.receive_data(bytes(data))
+            while data := await self._receive():
+                self._http.receive_data(data)
                 self._look()
-        except trio.BrokenResourceError:
+        except (OSError, trio.BrokenResourceError):
             pass
         self._http.receive_eof()
         self._leave()
         self._news.set()
+
+    async def _receive(self) -> bytes:
+        if self._tls is not None:
+            return bytes(await self._tls.receive_some(_READ))
+        while True:
+            await trio.lowlevel.wait_readable(self._raw)
+            with contextlib.suppress(BlockingIOError):
+                return self._raw.recv(_READ)
 
     def _leave(self) -> None:
         """The client is gone; so is what was asked for it."""

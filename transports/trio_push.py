@@ -72,7 +72,8 @@ class TrioPushedCall(Call[Out]):
                         return out
                     if out and (room := hand_out(out)) is not None:
                         break
-                    if exchange.phase is not phase or last + idle < until:
+                    is_new = exchange.phase is not phase or last + idle < until
+                    if is_new and exchange.deadline(last) < until:
                         break
             if room is not None:
                 await room
