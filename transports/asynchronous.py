@@ -313,7 +313,7 @@ class AsyncTransport(Transport):
         transport's own.
         """
         return AsyncStream(
-            lambda: self._call(chat_request, AsEvents, affinity, on_attempt), chunks_of
+            lambda: self._call(self._begin(chat_request, AsEvents, affinity, on_attempt)), chunks_of
         )
 
     def stream_wire(
@@ -328,7 +328,7 @@ class AsyncTransport(Transport):
         A failure before the first frame is raised; a later one is the last frame.
         """
         return AsyncStream(
-            lambda: self._call(chat_request, AsFrames, affinity, on_attempt), frames_of
+            lambda: self._call(self._begin(chat_request, AsFrames, affinity, on_attempt)), frames_of
         )
 
     def stream_completion(
@@ -343,7 +343,9 @@ class AsyncTransport(Transport):
         Failures are raised.
         """
         return AsyncStream(
-            lambda: self._call(chat_request, AsCompletion, affinity, on_attempt, WITH_USAGE),
+            lambda: self._call(
+                self._begin(chat_request, AsCompletion, affinity, on_attempt, WITH_USAGE)
+            ),
             completion_of,
         )
 
@@ -355,7 +357,7 @@ class AsyncTransport(Transport):
         on_attempt: OnAttempt | None = None,
     ) -> ChatCompletion:
         """The whole answer. Raises UpstreamError and its children, and InvalidRequest."""
-        call = self._call(chat_request, AsCompletion, affinity, on_attempt, WITH_USAGE)
+        call = self._call(self._begin(chat_request, AsCompletion, affinity, on_attempt, WITH_USAGE))
         try:
             completion = await call.next_output()
             await call.next_output()
@@ -363,15 +365,7 @@ class AsyncTransport(Transport):
             await call.leave()
         return whole(call.exchange, completion)
 
-    def _call(
-        self,
-        chat_request: Mapping[str, Any],
-        rendering: Callable[[Machine], Rendering[Out]],
-        affinity: str | None,
-        on_attempt: OnAttempt | None,
-        options: Mapping[str, Any] = NOTHING,
-    ) -> Call[Out]:
-        exchange = self._begin(chat_request, rendering, affinity, on_attempt, options)
+    def _call(self, exchange: Exchange[Out]) -> Call[Out]:
         return Call(exchange, self._route, self._runtime)
 
     def _begin(
