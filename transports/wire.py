@@ -39,6 +39,7 @@ MAX_TRAILERS: Final = 16 * 1024
 
 # Whole lines only, within MAX_CHUNK_LINE. A line that is no match is looked at again, to say why.
 _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]{0,16}(?:;[^\r\n]{0,4000})?\r\n")
+_HEXADECIMAL: Final = b"0123456789ABCDEFabcdef"
 _BODILESS: Final = frozenset({204, 304})
 
 
@@ -203,12 +204,18 @@ class Wire:
             data, self._held = self._held + data, b""
         at, size, left = 0, len(data), self._left
         pieces: list[bytes] = []
+        sought = False
         while at < size:
             if left > 0:
                 piece = data[at : at + left]
                 pieces.append(piece)
                 at += len(piece)
                 left = left - len(piece) or _DATA_END
+            elif left == _SIZE and not sought:
+                sought = True
+                chunks, taken = _whole_chunks(data[at:])
+                pieces += chunks
+                at += taken
             elif left == _SIZE and (line := _CHUNK_LINE.match(data, at)) is not None:
                 at = line.end()
                 left = int(line[1], 16) or _TRAILERS
@@ -262,6 +269,29 @@ class Wire:
         self.reusable = self._in_chunks = False
         self._held = b""
         return b""
+
+
+def _whole_chunks(data: bytes) -> tuple[list[bytes], int]:
+    """The data of the chunks that these bytes begin with, and the bytes that they take.
+
+    Some may be left out, for the steps of one chunk; together they take half as long as by those.
+    """
+    # Between two line ends is a size and then its data, as long as that has the length; where there
+    # is a line end in the data it has not.
+    parts = data.split(b"\r\n")
+    chunks = parts[1:-1:2]
+    lines = parts[: 2 * len(chunks) : 2]
+    if len(chunks) < 2 or len(max(lines, key=len)) > 16 or b"".join(lines).strip(_HEXADECIMAL):
+        return [], 0
+    try:
+        sizes = [int(line, 16) for line in lines]
+    except ValueError:
+        return [], 0
+    if 0 in sizes or sizes != list(map(len, chunks)):
+        pairs = enumerate(zip(sizes, chunks, strict=True))
+        fitting = next(at for at, (size, chunk) in pairs if not size or size != len(chunk))
+        del chunks[fitting:], lines[fitting:]
+    return chunks, sum(map(len, chunks)) + sum(map(len, lines)) + 4 * len(chunks)
 
 
 def _joined(fields: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
