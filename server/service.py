@@ -5,6 +5,7 @@ No I/O of its own beyond making the transports. Callers: the three drivers and t
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -321,4 +322,9 @@ def _named(reply: Reply, request_id: str) -> Reply:
 
 
 def _date() -> str:
-    return formatdate(usegmt=True)
+    return _date_of(int(time.time()))
+
+
+@functools.lru_cache(maxsize=1)
+def _date_of(second: int) -> str:
+    return formatdate(second, usegmt=True)

@@ -14,6 +14,7 @@ place of one that is gone. So as long as somebody waits, no connection is idle.
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import ssl
 from collections import deque
@@ -52,7 +53,7 @@ class DirectNetwork:
         max_keepalive_connections: int | None,
         keepalive_expiry: float | None,
     ) -> None:
-        self._target = target
+        self._target = functools.cache(target)
         self._tls = tls
         # As httpx's client does it.
         tls.set_alpn_protocols(["http/1.1"])

@@ -23,6 +23,7 @@ connection is not used again.
 from __future__ import annotations
 
 import enum
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -89,10 +90,7 @@ class Wire:
     ) -> None:
         # A length of its own is looked at below.
         connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=2**62)
-        request = h11.Request(method=method, target=target, headers=list(headers))
-        parts = [connection.send(request), connection.send(h11.Data(data=body))]
-        parts.append(connection.send(h11.EndOfMessage()))
-        self._to_send = b"".join(part for part in parts if part)
+        self._to_send = _request(connection, method, target, list(headers), body)
         self._h11: h11.Connection | None = connection
         self.state = State.HEAD
         self.over = False
@@ -269,6 +267,32 @@ class Wire:
         self.reusable = self._in_chunks = False
         self._held = b""
         return b""
+
+
+def _request(
+    connection: h11.Connection,
+    method: str,
+    target: bytes,
+    fields: list[tuple[str, str]],
+    body: bytes,
+) -> bytes:
+    length = "Content-Length", str(len(body))
+    if length not in fields or any(name.lower() == "transfer-encoding" for name, _ in fields):
+        head = connection.send(_head(method, target, tuple(fields)))
+        parts = [head, connection.send(h11.Data(data=body)), connection.send(h11.EndOfMessage())]
+        return b"".join(part for part in parts if part)
+    # Of requests to one upstream only the length differs. To h11 this one has no body.
+    fields.remove(length)
+    head = connection.send(_head(method, target, tuple(fields)))
+    connection.send(h11.EndOfMessage())
+    assert head is not None
+    return b"%bContent-Length: %d\r\n\r\n%b" % (head[:-2], len(body), body)
+
+
+# To look at each field takes h11 5 us.
+@functools.lru_cache
+def _head(method: str, target: bytes, fields: tuple[tuple[str, str], ...]) -> h11.Request:
+    return h11.Request(method=method, target=target, headers=list(fields))
 
 
 def _whole_chunks(data: bytes) -> tuple[list[bytes], int]:
