@@ -65,6 +65,9 @@ class State(enum.Enum):
     CLOSED = "closed"
     """The end of the bytes was received; nothing more may be."""
 
+    # Looked up at every step; an enum's own is a function in Python.
+    __hash__ = object.__hash__
+
 
 class Signal(enum.Enum):
     """What an upstream event means to the state of the stream."""
@@ -81,6 +84,9 @@ class Signal(enum.Enum):
     """An error, a failed or cancelled response, a limit, or bytes that end too early."""
     EOF = "eof"
     """The end of the bytes, after the end of the response."""
+
+    # Looked up at every step; an enum's own is a function in Python.
+    __hash__ = object.__hash__
 
 
 _LIVE: Final = {

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import secrets
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -259,7 +259,7 @@ class Serving(Generic[T]):
         if self._ledger is None:
             return None
         call = self._call
-        self._ids.append(uuid.uuid4().hex)
+        self._ids.append(secrets.token_hex(16))
         return self._ledger.begin(
             Entry(
                 id=self._ids[-1],
@@ -313,7 +313,7 @@ def host_of(address: object) -> str:
 
 
 def _request_id() -> str:
-    return f"req_{uuid.uuid4().hex}"
+    return f"req_{secrets.token_hex(16)}"
 
 
 def _named(reply: Reply, request_id: str) -> Reply:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, Unpack
 from deltawire.chat import ChatCompletion, Chunk, Event
 from deltawire.exchange import Exchange
 from deltawire.renderings import AsCompletion, AsEvents, AsFrames, Machine, Rendering
-from deltawire.steps import Close, Open, Read, Wait
+from deltawire.steps import ENDED, Close, Open, Read, Wait
 from deltawire.transports.answers import (
     WITH_USAGE,
     Answer,
@@ -109,6 +109,8 @@ class Call(Generic[Out]):
     async def leave(self) -> None:
         """The caller wants nothing more."""
         self.exchange.leave(self._runtime.now())
+        if self.exchange.step is ENDED:
+            return
         with self._runtime.shielded():
             try:
                 while await self.next_output() is not None:
