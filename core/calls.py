@@ -73,6 +73,16 @@ class TranslatedCall:
     for one of which anything is lost whoever is asked.
     """
 
+    __slots__ = (
+        "_chat_request",
+        "_strict",
+        "_translation",
+        "_translations",
+        "_without_reasoning",
+        "affinity",
+        "model",
+    )
+
     def __init__(
         self, chat_request: Mapping[str, Any], accounts: Sequence[Account], *, strict: bool
     ) -> None:
@@ -140,6 +150,13 @@ class RelayedCall:
     What is wrong with the request, but for its model, is for upstream to say. Raises
     InvalidRequest for one that cannot be sent.
     """
+
+    __slots__ = (
+        "_body",
+        "_data",
+        "affinity",
+        "model",
+    )
 
     def __init__(self, chat_request: Mapping[str, Any], accounts: Sequence[Account]) -> None:
         reader = Reader()

@@ -154,6 +154,31 @@ class ChatStream:
     default_id, default_created (Unix seconds), default_model: for what upstream does not give.
     """
 
+    __slots__ = (
+        "_around",
+        "_body",
+        "_body_size",
+        "_chunk",
+        "_decoder",
+        "_early_end",
+        "_head",
+        "_held",
+        "_ignored",
+        "_max_event_size",
+        "_output",
+        "_overflown",
+        "_read",
+        "_route",
+        "_secrets",
+        "_unused",
+        "_writer",
+        "end",
+        "failure",
+        "skipped_events",
+        "state",
+        "usage",
+    )
+
     def __init__(
         self,
         *,

@@ -129,6 +129,25 @@ class HTTPConnection:
     date: gives the value of the Date header, such as `email.utils.formatdate(usegmt=True)`.
     """
 
+    __slots__ = (
+        "_blank_line_seen",
+        "_body",
+        "_date",
+        "_framing",
+        "_h11",
+        "_is_head",
+        "_is_old",
+        "_max_body",
+        "_max_head",
+        "_phase",
+        "_received",
+        "_request",
+        "_searched",
+        "_to_send",
+        "keep_alive",
+        "peer_closed",
+    )
+
     def __init__(self, *, max_head: int, max_body: int, date: Callable[[], str]) -> None:
         self._max_head = max_head
         self._max_body = max_body

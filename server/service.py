@@ -217,6 +217,19 @@ class Service(Generic[T]):
 class Serving(Generic[T]):
     """A call while it is answered: its transport, and where its attempts are written down."""
 
+    __slots__ = (
+        "_attempts",
+        "_began",
+        "_call",
+        "_delivery",
+        "_ids",
+        "_ledger",
+        "_over",
+        "_service",
+        "_shared",
+        "_time",
+    )
+
     def __init__(
         self,
         service: Service[T],

@@ -74,6 +74,17 @@ class Runtime(Protocol):
 class Call(Generic[Out]):
     """One exchange on its way over a network, which `route` finds for each URL."""
 
+    __slots__ = (
+        "_decompressor",
+        "_errors",
+        "_network",
+        "_response",
+        "_route",
+        "_runtime",
+        "_timer",
+        "exchange",
+    )
+
     def __init__(
         self, exchange: Exchange[Out], route: Callable[[str], Network], runtime: Runtime
     ) -> None:

@@ -44,6 +44,18 @@ class Receiver(Protocol):
 class DirectResponse:
     """The answer to one request: read piece by piece, or pushed to a receiver."""
 
+    __slots__ = (
+        "_connection",
+        "_error",
+        "_queue",
+        "_queued",
+        "_receiver",
+        "_waiter",
+        "_wire",
+        "headers",
+        "status",
+    )
+
     # Deadlines are kept by whoever reads.
     patience: float | None = None
 
@@ -169,6 +181,18 @@ class Connection(asyncio.Protocol):
 
     on_gone: told once when it is of no use any more.
     """
+
+    __slots__ = (
+        "_on_gone",
+        "_release",
+        "_response",
+        "_tls",
+        "_transport",
+        "expiry",
+        "lost",
+        "origin",
+        "ready",
+    )
 
     def __init__(
         self, origin: Origin, tls: ssl.SSLContext, on_gone: Callable[[Connection], None]

@@ -85,6 +85,23 @@ class Wire:
     target: the path, with the query. Raises h11.LocalProtocolError for what HTTP cannot carry.
     """
 
+    __slots__ = (
+        "_framing",
+        "_h11",
+        "_head_size",
+        "_held",
+        "_in_chunks",
+        "_left",
+        "_method",
+        "_to_send",
+        "_trailers",
+        "head",
+        "over",
+        "reason",
+        "reusable",
+        "state",
+    )
+
     def __init__(
         self, method: str, target: bytes, headers: Iterable[tuple[str, str]], body: bytes
     ) -> None:
