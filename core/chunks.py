@@ -52,6 +52,27 @@ _MARK: Final = "\0"
 class ChunkWriter:
     """The chunks of one completion. After its end, whatever it is told is not said."""
 
+    __slots__ = (
+        "_annotations",
+        "_created",
+        "_defaults",
+        "_details",
+        "_held_logprobs",
+        "_id",
+        "_images",
+        "_include_usage",
+        "_model",
+        "_reasoning_block",
+        "_reasoning_key",
+        "_stops",
+        "calls",
+        "empty",
+        "ended",
+        "out",
+        "started",
+        "stopped",
+    )
+
     def __init__(
         self,
         *,

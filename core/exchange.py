@@ -87,6 +87,40 @@ class Exchange(Generic[Out]):
     for one of which anything is lost.
     """
 
+    __slots__ = (
+        "_account",
+        "_affinity",
+        "_answer",
+        "_began",
+        "_call",
+        "_call_id",
+        "_empty_answer",
+        "_error_body",
+        "_headers",
+        "_idle",
+        "_jitter",
+        "_left",
+        "_limit",
+        "_model",
+        "_on_attempt",
+        "_patience",
+        "_phase",
+        "_policy",
+        "_pool",
+        "_rendering",
+        "_retry_after",
+        "_silent",
+        "_stream",
+        "_stream_options",
+        "_timeouts",
+        "_total",
+        "_unix_time",
+        "_upcoming",
+        "_verdict",
+        "attempts",
+        "step",
+    )
+
     def __init__(
         self,
         chat_request: Mapping[str, Any],

@@ -382,6 +382,15 @@ I = TypeVar("I", bound=Item)  # noqa: E741
 class Family(Generic[I]):
     """The items of one family and the aliases they are known by."""
 
+    __slots__ = (
+        "_by_call_id",
+        "_by_id",
+        "_by_index",
+        "_nameless",
+        "items",
+        "open",
+    )
+
     def __init__(self) -> None:
         self.items: list[I] = []
         # An insertion-ordered set of the items that are not done.

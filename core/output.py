@@ -62,6 +62,26 @@ class Output:
     are told in a form in which they can be sent back.
     """
 
+    __slots__ = (
+        "_calls",
+        "_client_tools",
+        "_commentary_sink",
+        "_content_length",
+        "_dialect",
+        "_hosted",
+        "_images",
+        "_last_opened",
+        "_messages",
+        "_reasoning_details",
+        "_reasoning_sink",
+        "_reasonings",
+        "_unfinished",
+        "_writer",
+        "divergences",
+        "ignored",
+        "latest",
+    )
+
     def __init__(
         self,
         writer: ChunkWriter,

@@ -61,6 +61,12 @@ class Rendering(Protocol[Out]):
 class AsEvents:
     """The answer as a list of `Chunk | Failure | Done`."""
 
+    __slots__ = (
+        "_fold",
+        "_said",
+        "_stream",
+    )
+
     def __init__(self, stream: Machine) -> None:
         self._stream = stream
         self._said: list[Event] = []
@@ -102,6 +108,13 @@ _MAX_UNFOLDED: Final = 512
 class AsFrames:
     """The answer as bytes: server-sent events for a Chat client. What was said is not kept."""
 
+    __slots__ = (
+        "_stream",
+        "receive_break",
+        "receive_data",
+        "receive_eof",
+    )
+
     def __init__(self, stream: Machine) -> None:
         self._stream = stream
         # Bound once: this is called for every piece of every answer.
@@ -123,6 +136,11 @@ class AsCompletion:
 
     Usage is in it if the stream has `include_usage`.
     """
+
+    __slots__ = (
+        "_fold",
+        "_stream",
+    )
 
     def __init__(self, stream: Machine) -> None:
         self._stream = stream

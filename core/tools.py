@@ -32,6 +32,11 @@ class ClientTools(Set[str]):
     other name is the provider's own.
     """
 
+    __slots__ = (
+        "_client_names",
+        "_custom",
+    )
+
     def __init__(
         self, custom: Iterable[str] = (), client_names: Mapping[str, str] = MappingProxyType({})
     ) -> None:
@@ -65,6 +70,15 @@ def shortened(text: str) -> str:
 
 class Tools:
     """The tools of one request."""
+
+    __slots__ = (
+        "_client_names",
+        "_custom",
+        "_dialect",
+        "_functions",
+        "_reader",
+        "sent",
+    )
 
     def __init__(self, reader: Reader, dialect: Dialect) -> None:
         self._reader = reader

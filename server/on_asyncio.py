@@ -40,6 +40,27 @@ _RESET: Final = struct.pack("ii", 1, 0)
 class Connection(asyncio.Protocol):
     """One client."""
 
+    __slots__ = (
+        "_answers",
+        "_clients",
+        "_delivery",
+        "_gone",
+        "_has_asked",
+        "_http",
+        "_loop",
+        "_moved",
+        "_peer",
+        "_phase",
+        "_refused",
+        "_service",
+        "_socket",
+        "_stream",
+        "_task",
+        "_timers",
+        "_writable",
+        "_written",
+    )
+
     def __init__(
         self,
         service: Service[AsyncioTransport],

@@ -18,7 +18,7 @@ from urllib.request import getproxies
 from deltawire.chat import ChatCompletion, Chunk, Event
 from deltawire.exchange import Exchange
 from deltawire.renderings import AsCompletion, AsEvents, AsFrames, Machine, Rendering
-from deltawire.steps import Close, Open, Read, Wait
+from deltawire.steps import ENDED, Close, Open, Read, Wait
 from deltawire.transports.answers import (
     WITH_USAGE,
     Answer,
@@ -83,6 +83,17 @@ class Runtime(Protocol):
 class Call(Generic[Out]):
     """One exchange on its way over a network, which `route` finds for each URL."""
 
+    __slots__ = (
+        "_decompressor",
+        "_errors",
+        "_network",
+        "_response",
+        "_route",
+        "_runtime",
+        "_timer",
+        "exchange",
+    )
+
     def __init__(
         self, exchange: Exchange[Out], route: Callable[[str], Network], runtime: Runtime
     ) -> None:
@@ -118,6 +129,8 @@ class Call(Generic[Out]):
     async def leave(self) -> None:
         """The caller wants nothing more."""
         self.exchange.leave(self._runtime.now())
+        if self.exchange.step is ENDED:
+            return
         with self._runtime.shielded():
             try:
                 while await self.next_output() is not None:

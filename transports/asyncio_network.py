@@ -33,6 +33,8 @@ _HAPPY_EYEBALLS: Final = 0.25
 class AsyncioResponse(DirectResponse):
     """An answer whose bytes asyncio brings."""
 
+    __slots__ = ("_waiter",)
+
     def __init__(self, connection: Connection, wire: Wire) -> None:
         super().__init__(connection, wire)
         self._waiter: asyncio.Future[None] | None = None
@@ -51,6 +53,8 @@ class AsyncioResponse(DirectResponse):
 
 class AsyncioConnection(Connection, asyncio.Protocol):
     """One connection, as asyncio's loop knows it."""
+
+    __slots__ = ("_ready", "_socket", "expiry", "lost")
 
     response = AsyncioResponse
 

@@ -57,6 +57,17 @@ class Socket(Protocol):
 class DirectResponse:
     """The answer to one request: read piece by piece, or pushed to a receiver."""
 
+    __slots__ = (
+        "_connection",
+        "_error",
+        "_queue",
+        "_queued",
+        "_receiver",
+        "_wire",
+        "headers",
+        "status",
+    )
+
     # Deadlines are kept by whoever reads.
     patience: float | None = None
 
@@ -177,6 +188,8 @@ class Connection:
 
     on_gone: told once when it is of no use any more.
     """
+
+    __slots__ = ("_on_gone", "_release", "_response", "_tls", "_transport", "origin")
 
     response: ClassVar[type[DirectResponse]]
 

@@ -101,6 +101,13 @@ class Target:
     it is not shown.
     """
 
+    __slots__ = (
+        "_authority",
+        "origin",
+        "path",
+        "scheme",
+    )
+
     def __init__(self, url: Any) -> None:
         self.scheme: str = url.scheme
         host: str = url.raw_host.decode("ascii")

@@ -108,6 +108,15 @@ class HTTPXNetwork:
 class HTTPXResponse:
     """An answer that httpx reads."""
 
+    __slots__ = (
+        "_answer",
+        "_body",
+        "_errors",
+        "headers",
+        "patience",
+        "status",
+    )
+
     def __init__(
         self, answer: Any, errors: tuple[type[Exception], ...], patience: float | None
     ) -> None:

@@ -116,6 +116,14 @@ class AsyncioTimer:
     it.
     """
 
+    __slots__ = (
+        "_deadline",
+        "_handle",
+        "_loop",
+        "_rang",
+        "_task",
+    )
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._handle: asyncio.TimerHandle | None = None

@@ -32,6 +32,20 @@ class PushedCall(Call[Out]):
     `hand_out` must not wait for anything; what it raises is raised by whoever carries the call out.
     """
 
+    __slots__ = (
+        "_bell",
+        "_hand_out",
+        "_idle",
+        "_last",
+        "_loop",
+        "_may_go_on",
+        "_over",
+        "_phase",
+        "_pushed",
+        "_stopped",
+        "_when",
+    )
+
     def __init__(
         self,
         exchange: Exchange[Out],
@@ -186,6 +200,12 @@ class PushedCall(Call[Out]):
 
 class PushedStream(Answer[Out]):
     """The answer to one call, handed out as it comes; nothing is sent before `run`."""
+
+    __slots__ = (
+        "_begin",
+        "_call",
+        "_is_paused",
+    )
 
     def __init__(self, begin: Callable[[], PushedCall[Out]]) -> None:
         super().__init__()

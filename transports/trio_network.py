@@ -37,6 +37,8 @@ _READ: Final = 64 * 1024
 class TrioResponse(DirectResponse):
     """An answer whose bytes are fetched by who reads it."""
 
+    __slots__ = ()
+
     _connection: TrioConnection
 
     async def _wait(self) -> None:
@@ -45,6 +47,8 @@ class TrioResponse(DirectResponse):
 
 class TrioConnection(Connection):
     """One connection. It does nothing by itself: what has come is there once somebody looks."""
+
+    __slots__ = ("_is_ready", "_refusal", "_socket", "expires")
 
     response = TrioResponse
 
@@ -118,6 +122,8 @@ class TrioConnection(Connection):
 
 class _Socket:
     """A socket to write to without waiting."""
+
+    __slots__ = ("_on_close", "_socket", "_unsent")
 
     def __init__(self, sock: socket.socket, on_close: Callable[[Exception | None], None]) -> None:
         self._socket = sock
