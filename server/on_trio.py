@@ -43,6 +43,27 @@ _RESET: Final = struct.pack("ii", 1, 0)
 class Connection:
     """One client."""
 
+    __slots__ = (
+        "_answers",
+        "_asking",
+        "_delivery",
+        "_has_asked",
+        "_http",
+        "_is_last",
+        "_news",
+        "_peer",
+        "_raw",
+        "_refused",
+        "_request",
+        "_scope",
+        "_sending",
+        "_service",
+        "_socket",
+        "_stream",
+        "_tls",
+        "_unsent",
+    )
+
     def __init__(
         self,
         service: Service[TrioTransport],

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import trio
 
@@ -32,8 +32,12 @@ HandOut = Callable[[Out], Awaitable[None] | None]
 class TrioPushedCall(Call[Out]):
     """One exchange on its way over the network, whose output is handed out."""
 
-    # None: what comes is for nobody.
-    _hand_out: HandOut[Out] | None = None
+    __slots__ = ("_hand_out",)
+
+    def __init__(self, *call: Any) -> None:
+        super().__init__(*call)
+        # None: what comes is for nobody.
+        self._hand_out: HandOut[Out] | None = None
 
     async def run(self, hand_out: HandOut[Out]) -> None:
         """Carry the call out to its end, or, if it is cancelled, to where its policy says.
@@ -84,6 +88,8 @@ class TrioPushedCall(Call[Out]):
 
 class TrioPush(Answer[Out]):
     """The answer to one call, handed out as it comes; nothing is sent before `run`."""
+
+    __slots__ = ("_begin", "_hand_out")
 
     def __init__(self, begin: Callable[[], TrioPushedCall[Out]], hand_out: HandOut[Out]) -> None:
         super().__init__()
