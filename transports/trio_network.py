@@ -123,7 +123,7 @@ class TrioConnection(Connection):
 class _Socket:
     """A socket to write to without waiting."""
 
-    __slots__ = ("_on_close", "_socket", "_unsent")
+    __slots__ = ("_on_close", "_socket", "unsent")
 
     def __init__(self, sock: socket.socket, on_close: Callable[[Exception | None], None]) -> None:
         self._socket = sock
