@@ -79,6 +79,7 @@ class DirectResponse:
         if head is None:
             raise self._error or Failed("there is no answer")
         self.status, self.headers = head.status, head.headers
+        self._wire.head = None
 
     async def read(self) -> bytes:
         """All that has come since the last read, or what comes next."""
@@ -92,6 +93,8 @@ class DirectResponse:
 
     def push_to(self, receiver: Receiver) -> None:
         """Hand what has come, and from now on whatever comes, to the receiver."""
+        # Upstreams send up to 2 KB of them; by now they were looked at.
+        self.headers = {}
         self._receiver = receiver
         if self._queue:
             receiver.receive_data(self._take())
@@ -158,7 +161,7 @@ class DirectResponse:
         if self._wire.over or self._error is not None:
             return
         text = str(error or "") or "the connection was cut off"
-        if isinstance(error, ssl.SSLError) and self._wire.head is None:
+        if isinstance(error, ssl.SSLError) and self._wire.state is State.HEAD:
             text = no_tls(text)
         self._error = Failed(text)
         self._finish()
@@ -183,15 +186,16 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_is_lost",
+        "_lost",
         "_on_gone",
+        "_ready",
         "_release",
         "_response",
         "_tls",
         "_transport",
         "expiry",
-        "lost",
         "origin",
-        "ready",
     )
 
     def __init__(
@@ -199,10 +203,9 @@ class Connection(asyncio.Protocol):
     ) -> None:
         loop = asyncio.get_running_loop()
         self.origin = origin
-        self.ready: asyncio.Future[None] = loop.create_future()
-        """Done when requests can be sent; fails if there will be no connection."""
-        self.lost: asyncio.Future[None] = loop.create_future()
-        """Done when its socket is closed."""
+        self._ready: asyncio.Future[None] | None = loop.create_future()
+        self._is_lost = False
+        self._lost: asyncio.Future[None] | None = None
         self.expiry: asyncio.TimerHandle | None = None
         self._on_gone: Callable[[Connection], None] | None = on_gone
         self._release: Callable[[Connection], None] | None = None
@@ -242,8 +245,7 @@ class Connection(asyncio.Protocol):
         self._be_ready(error or ConnectionResetError(_CLOSED_EARLY))
         self._go()
         self._transport = None
-        if not self.lost.done():
-            self.lost.set_result(None)
+        self._lose()
 
     def _receive_secured(self, session: TLSSession, data: bytes) -> None:
         plain = session.receive_data(data)
@@ -264,16 +266,31 @@ class Connection(asyncio.Protocol):
             self.close()
 
     def _be_ready(self, error: Exception | None) -> None:
-        if self.ready.done():
+        if self._ready is None or self._ready.done():
             return
         if error is None:
-            self.ready.set_result(None)
+            self._ready.set_result(None)
         else:
-            self.ready.set_exception(error)
+            self._ready.set_exception(error)
             # Asked for, so that it is not missed if nobody waits for it any more.
-            self.ready.exception()
+            self._ready.exception()
 
     # What is done with it.
+
+    async def wait_until_ready(self) -> None:
+        """Until requests can be sent. Raises what there is instead of a connection. Once."""
+        assert self._ready is not None
+        await self._ready
+        self._ready = None
+
+    @property
+    def lost(self) -> asyncio.Future[None]:
+        """Done when its socket is closed."""
+        if self._lost is None:
+            self._lost = asyncio.get_running_loop().create_future()
+            if self._is_lost:
+                self._lost.set_result(None)
+        return self._lost
 
     @property
     def usable(self) -> bool:
@@ -334,9 +351,14 @@ class Connection(asyncio.Protocol):
         self._response = None
         if self._transport is not None:
             self._transport.abort()
-        elif not self.lost.done():
-            self.lost.set_result(None)
+        else:
+            self._lose()
         self._go()
+
+    def _lose(self) -> None:
+        self._is_lost = True
+        if self._lost is not None and not self._lost.done():
+            self._lost.set_result(None)
 
     def _go(self) -> None:
         on_gone, self._on_gone = self._on_gone, None

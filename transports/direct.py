@@ -260,7 +260,7 @@ async def _connect(connection: Connection) -> None:
         options["happy_eyeballs_delay"] = _HAPPY_EYEBALLS
     await loop.create_connection(lambda: connection, host, port, **options)
     try:
-        await connection.ready
+        await connection.wait_until_ready()
     except ssl.SSLError:
         raise
     except OSError as error:
