@@ -35,6 +35,9 @@ class Phase(enum.Enum):
     ENDED = "ended"
     """Nothing more is to be done."""
 
+    # Looked up at every step; an enum's own is a function in Python.
+    __hash__ = object.__hash__
+
 
 class Signal(enum.Enum):
     """What moves the exchange."""
@@ -55,6 +58,9 @@ class Signal(enum.Enum):
     """There is another attempt once an account is ready."""
     OVER = "over"
     """There is none."""
+
+    # Looked up at every step; an enum's own is a function in Python.
+    __hash__ = object.__hash__
 
 
 TRANSITIONS: Final = MappingProxyType(

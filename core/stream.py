@@ -65,6 +65,9 @@ class State(enum.Enum):
     CLOSED = "closed"
     """The end of the bytes was received; nothing more may be."""
 
+    # Looked up at every step; an enum's own is a function in Python.
+    __hash__ = object.__hash__
+
 
 class Signal(enum.Enum):
     """What an upstream event means to the state of the stream."""
@@ -81,6 +84,9 @@ class Signal(enum.Enum):
     """An error, a failed or cancelled response, a limit, or bytes that end too early."""
     EOF = "eof"
     """The end of the bytes, after the end of the response."""
+
+    # Looked up at every step; an enum's own is a function in Python.
+    __hash__ = object.__hash__
 
 
 _LIVE: Final = {
@@ -306,7 +312,7 @@ class ChatStream:
             held += data
             return []
         said: list[Event] = []
-        for texts, events in self._pieces(data):
+        for texts, _, events in self._pieces(data):
             if texts:
                 said += map(self._chunk or self._chunk_maker(), texts)
             said += events
@@ -348,10 +354,10 @@ class ChatStream:
             held += data
             return b""
         frames: list[bytes] = []
-        for texts, events in self._pieces(data):
-            if texts:
-                around = self._around
-                frames += [_encode(text).join(around) for text in texts]
+        for _, encoded, events in self._pieces(data):
+            if encoded:
+                before, after = self._around
+                frames += before, (after + before).join(encoded), after
             frames += [event.to_wire() for event in events]
         return b"".join(frames)
 
@@ -369,28 +375,28 @@ class ChatStream:
         if self.state is State.CLOSED:
             raise LocalProtocolError("the stream is closed: receive_eof() was called before")
 
-    def _pieces(self, data: bytes) -> Iterator[tuple[list[str], list[Event]]]:
-        """What these bytes make, in order: texts that take the route, and events."""
+    def _pieces(self, data: bytes) -> Iterator[tuple[list[str], list[bytes], list[Event]]]:
+        """What these bytes make, in order: texts that take the route, also as JSON, and events."""
         self._check_open()
         if self._held is not None:
             data = self._release() + data
         elif data.endswith(b"\n\n") and data.count(b"\n") <= 3 and _CR not in data:
             # One event, which does not take the route: that was tried. To look for pairs of line
             # ends in a large one costs as much as to read it.
-            yield [], self._receive_plainly(data)
+            yield [], [], self._receive_plainly(data)
             return
         at = 0
         while (end := data.find(b"\n\n", at) + 2) > 1:
             frame, at = data[at:end], end
             if self._read is not None and (text := self._read(frame)):
-                yield [text], []
+                yield [text], [_encode(text)], []
                 if at < len(data) and self._route is not None:
-                    texts, at = self._route.read_run(data, at)
-                    yield texts, []
+                    texts, encoded, at = self._route.read_run(data, at)
+                    yield texts, encoded, []
             else:
-                yield [], self._receive_plainly(frame)
+                yield [], [], self._receive_plainly(frame)
         if at < len(data) or not data:
-            yield [], self._receive_rest_of_piece(data[at:])
+            yield [], [], self._receive_rest_of_piece(data[at:])
 
     def _receive_rest_of_piece(self, rest: bytes) -> list[Event]:
         """Take in the beginning of an event, or more of one."""

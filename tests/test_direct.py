@@ -1,15 +1,19 @@
-"""Connections to upstream that are asyncio's own: when one is made, kept, used again and closed."""
+"""Connections to upstream that are our own: when one is made, kept, used again and closed."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
+import anyio
 import httpx
 import pytest
+from anyio.abc import SocketAttribute, SocketStream
+from anyio.lowlevel import checkpoint
+from anyio.streams.buffered import BufferedByteReceiveStream
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +26,8 @@ from deltawire.errors import (
     UpstreamUnreachable,
 )
 from deltawire.testing import Answer, expected, write_frames
-from deltawire.transports import AsyncioTransport
+from deltawire.transports import AsyncioTransport, TrioTransport
+from deltawire.transports.asynchronous import AsyncTransport
 from deltawire.transports.direct import DirectNetwork
 from deltawire.transports.http import installed_library, proxy_applies
 from upstream import LIMIT
@@ -34,54 +39,98 @@ FRAMES: Final = b"".join(write_frames(ANSWER))
 HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 WHOLE: Final = HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(FRAMES), FRAMES)
 SOON: Final = 0.2
+# More than the system takes of a request that nobody reads.
+LARGE: Final = {**REQUEST, "messages": [{"role": "user", "content": "x" * 20_000_000}]}
 
 pytestmark = pytest.mark.usefixtures("no_proxy")
 
-Serve = Callable[["Server", asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+KINDS: Final[dict[str, type[AsyncTransport]]] = {"asyncio": AsyncioTransport, "trio": TrioTransport}
+
+
+@pytest.fixture(params=KINDS)
+def loop(request: pytest.FixtureRequest) -> str:
+    """The event loop that a test runs in."""
+    name: str = request.param
+    return name
+
+
+class Peer:
+    """A connection as the server has it."""
+
+    def __init__(self, stream: SocketStream) -> None:
+        self.stream = stream
+        self._received = BufferedByteReceiveStream(stream)
+
+    async def head(self) -> bytes:
+        return await self._received.receive_until(b"\r\n\r\n", 2**16)
+
+    async def request(self) -> None:
+        head = await self.head()
+        length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+        await self._received.receive_exactly(int(length))
+
+    async def end(self) -> None:
+        """Read until there is no more."""
+        with contextlib.suppress(anyio.EndOfStream):
+            while True:
+                await self._received.receive()
+
+    async def say(self, data: bytes) -> None:
+        await self.stream.send(data)
+
+
+Serve = Callable[["Server", Peer], Awaitable[None]]
 
 
 class Server:
     """An upstream in the same event loop. `connections`: how many there were."""
 
-    def __init__(self, serve: Serve) -> None:
+    def __init__(self, serve: Serve, url: str) -> None:
         self._serve = serve
+        self.url = url
         self.connections = 0
         self.open = 0
-        self.may_read = asyncio.Event()
-        self.closed: asyncio.Queue[int] = asyncio.Queue()
+        self.may_read = anyio.Event()
+        self._closed = deque[int]()
+        self._closures = anyio.Semaphore(0)
 
-    async def __aenter__(self) -> Server:
-        self._server = await asyncio.start_server(self._handle, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-
-    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def handle(self, stream: SocketStream) -> None:
         self.connections += 1
         self.open += 1
         number = self.connections
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            await self._serve(self, reader, writer)
-        writer.close()
+        async with stream:
+            with contextlib.suppress(
+                anyio.BrokenResourceError, anyio.IncompleteRead, anyio.EndOfStream
+            ):
+                await self._serve(self, Peer(stream))
         self.open -= 1
-        self.closed.put_nowait(number)
+        self._closed.append(number)
+        self._closures.release()
+
+    async def closed(self) -> int:
+        """The number of the connection that was closed next."""
+        await self._closures.acquire()
+        return self._closed.popleft()
 
 
-async def next_request(reader: asyncio.StreamReader) -> None:
-    head = await reader.readuntil(b"\r\n\r\n")
-    length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
-    await reader.readexactly(int(length))
+@contextlib.asynccontextmanager
+async def listening(serve: Serve) -> AsyncIterator[Server]:
+    async with (
+        await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+        anyio.create_task_group() as tasks,
+    ):
+        port = listener.extra(SocketAttribute.local_port)
+        server = Server(serve, f"http://127.0.0.1:{port}/v1")
+        tasks.start_soon(listener.serve, server.handle)
+        yield server
+        tasks.cancel_scope.cancel()
 
 
 def always(answer: bytes) -> Serve:
-    async def serve(
-        server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    async def serve(server: Server, peer: Peer) -> None:
         while True:
-            await next_request(reader)
-            writer.write(answer)
+            await peer.request()
+            await peer.say(answer)
 
     return serve
 
@@ -89,33 +138,44 @@ def always(answer: bytes) -> Serve:
 def once(answer: bytes) -> Serve:
     """One answer, and then the end of the connection."""
 
-    async def serve(
-        server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        await next_request(reader)
-        writer.write(answer)
+    async def serve(server: Server, peer: Peer) -> None:
+        await peer.request()
+        await peer.say(answer)
 
     return serve
 
 
-def run(main: Coroutine[Any, Any, None]) -> None:
+async def silent(server: Server, peer: Peer) -> None:
+    """No answer."""
+    await peer.end()
+
+
+def run(loop: str, main: Callable[[], Awaitable[None]]) -> None:
     async def limited() -> None:
-        async with asyncio.timeout(LIMIT):
-            await main
+        with anyio.fail_after(LIMIT):
+            await main()
 
-    asyncio.run(limited())
+    anyio.run(limited, backend=loop)
 
 
-async def ask(transport: AsyncioTransport) -> None:
+async def ask(transport: AsyncTransport) -> None:
     completion = await transport.create(REQUEST)
     assert completion.choices[0].message.content == TEXT
 
 
+async def ask_together(transport: AsyncTransport, n: int) -> None:
+    async with anyio.create_task_group() as tasks:
+        for _ in range(n):
+            tasks.start_soon(ask, transport)
+
+
 @contextlib.asynccontextmanager
-async def serving(serve: Serve, **settings: Any) -> AsyncIterator[tuple[Server, AsyncioTransport]]:
+async def serving(
+    loop: str, serve: Serve, **settings: Any
+) -> AsyncIterator[tuple[Server, AsyncTransport]]:
     async with (
-        Server(serve) as server,
-        AsyncioTransport(base_url=server.url, **settings) as transport,
+        listening(serve) as server,
+        KINDS[loop](base_url=server.url, **settings) as transport,
     ):
         yield server, transport
 
@@ -123,130 +183,126 @@ async def serving(serve: Serve, **settings: Any) -> AsyncIterator[tuple[Server, 
 # Which connection is used.
 
 
-def test_a_connection_that_upstream_closed_meanwhile_is_not_used() -> None:
+def test_a_connection_that_upstream_closed_meanwhile_is_not_used(loop: str) -> None:
     async def main() -> None:
-        async with serving(once(WHOLE)) as (server, transport):
+        async with serving(loop, once(WHOLE)) as (server, transport):
             for n in range(1, 4):
                 await ask(transport)
-                assert await server.closed.get() == n
+                assert await server.closed() == n
             assert server.connections == 3
 
-    run(main())
+    run(loop, main)
 
 
 @pytest.mark.parametrize("dirt", [b"HTTP/1.1 408 Too Slow\r\n\r\n", b"\0"])
-def test_what_comes_unasked_ends_a_connection(dirt: bytes) -> None:
+def test_what_comes_unasked_ends_a_connection(loop: str, dirt: bytes) -> None:
     async def main() -> None:
-        async with serving(always(WHOLE + dirt)) as (server, transport):
+        async with serving(loop, always(WHOLE + dirt)) as (server, transport):
             for n in range(1, 4):
                 await ask(transport)
-                assert await server.closed.get() == n
+                assert await server.closed() == n
 
-    run(main())
+    run(loop, main)
 
 
-def test_a_kept_connection_that_dies_under_a_request_is_no_answer() -> None:
+def test_a_kept_connection_that_dies_under_a_request_is_no_answer(loop: str) -> None:
     """As with httpx: whether upstream saw the request cannot be known."""
 
-    async def serve(
-        server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        await next_request(reader)
-        writer.write(WHOLE)
-        await next_request(reader)
+    async def serve(server: Server, peer: Peer) -> None:
+        await peer.request()
+        await peer.say(WHOLE)
+        await peer.request()
 
     async def main() -> None:
-        async with serving(serve) as (server, transport):
+        async with serving(loop, serve) as (server, transport):
             await ask(transport)
             with pytest.raises(UpstreamUnreachable, match="closed without an answer"):
                 await ask(transport)
             await ask(transport)
             assert server.connections == 2
 
-    run(main())
+    run(loop, main)
 
 
-def test_a_connection_whose_request_was_not_read_is_not_used_again() -> None:
-    async def serve(
-        server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(WHOLE)
+def test_a_connection_whose_request_was_not_read_is_not_used_again(loop: str) -> None:
+    async def serve(server: Server, peer: Peer) -> None:
+        await peer.head()
+        await peer.say(WHOLE)
         # The end shows only behind the rest.
         await server.may_read.wait()
-        while await reader.read(2**20):
-            pass
+        await peer.end()
 
     async def main() -> None:
-        async with serving(serve) as (server, transport):
-            message = {"role": "user", "content": "x" * 20_000_000}
+        async with serving(loop, serve) as (server, transport):
             for n in (1, 2):
-                server.may_read.clear()
-                await transport.create({**REQUEST, "messages": [message]})
+                server.may_read = anyio.Event()
+                await transport.create(LARGE)
                 server.may_read.set()
-                assert await server.closed.get() == n
+                assert await server.closed() == n
 
-    run(main())
+    run(loop, main)
 
 
-def test_a_connection_is_kept_no_longer_than_its_expiry() -> None:
+def test_a_connection_is_kept_no_longer_than_its_expiry(loop: str) -> None:
     async def main() -> None:
-        async with serving(always(WHOLE), keepalive_expiry=SOON) as (server, transport):
+        async with serving(loop, always(WHOLE), keepalive_expiry=SOON) as (server, transport):
             await ask(transport)
             # Nothing else closes it.
-            assert await server.closed.get() == 1
+            assert await server.closed() == 1
             await ask(transport)
             assert server.connections == 2
 
-    run(main())
+    run(loop, main)
 
 
 @pytest.mark.parametrize("settings", [{"max_keepalive_connections": 0}, {"keepalive_expiry": 0}])
-def test_no_connection_may_be_kept(settings: Any) -> None:
+def test_no_connection_may_be_kept(loop: str, settings: Any) -> None:
     async def main() -> None:
-        async with serving(always(WHOLE), **settings) as (server, transport):
+        async with serving(loop, always(WHOLE), **settings) as (server, transport):
             await ask(transport)
-            assert await server.closed.get() == 1
+            assert await server.closed() == 1
 
-    run(main())
+    run(loop, main)
 
 
-def test_of_many_connections_some_are_kept() -> None:
+def test_of_many_connections_some_are_kept(loop: str) -> None:
     async def main() -> None:
-        together = asyncio.Barrier(5)
+        asked, all_asked = 0, anyio.Event()
 
-        async def serve(
-            server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-        ) -> None:
+        async def serve(server: Server, peer: Peer) -> None:
+            nonlocal asked
             while True:
-                await next_request(reader)
-                await together.wait()
-                writer.write(WHOLE)
+                await peer.request()
+                asked += 1
+                if asked == 5:
+                    all_asked.set()
+                await all_asked.wait()
+                await peer.say(WHOLE)
 
-        async with serving(serve, max_keepalive_connections=2) as (server, transport):
-            await asyncio.gather(*(ask(transport) for _ in range(5)))
+        async with serving(loop, serve, max_keepalive_connections=2) as (server, transport):
+            await ask_together(transport, 5)
             for _ in range(3):
-                await server.closed.get()
+                await server.closed()
             assert (server.connections, server.open) == (5, 2)
 
-    run(main())
+    run(loop, main)
 
 
 # How many there may be.
 
 
-def test_calls_wait_for_a_connection_in_turn() -> None:
+def test_calls_wait_for_a_connection_in_turn(loop: str) -> None:
     async def main() -> None:
-        async with serving(always(WHOLE), max_connections=2) as (server, transport):
-            await asyncio.gather(*(ask(transport) for _ in range(20)))
+        async with serving(loop, always(WHOLE), max_connections=2) as (server, transport):
+            await ask_together(transport, 20)
             assert server.connections <= 2
 
-    run(main())
+    run(loop, main)
 
 
-def test_calls_wait_for_a_place_where_none_is_kept() -> None:
+def test_calls_wait_for_a_place_where_none_is_kept(loop: str) -> None:
     async def main() -> None:
-        async with serving(once(WHOLE), max_connections=2) as (server, transport):
+        async with serving(loop, once(WHOLE), max_connections=2) as (server, transport):
             most = 0
 
             async def watched() -> None:
@@ -254,141 +310,206 @@ def test_calls_wait_for_a_place_where_none_is_kept() -> None:
                 await ask(transport)
                 most = max(most, server.open)
 
-            await asyncio.gather(*(watched() for _ in range(20)))
+            async with anyio.create_task_group() as tasks:
+                for _ in range(20):
+                    tasks.start_soon(watched)
             assert server.connections == 20
             assert most <= 2
 
-    run(main())
+    run(loop, main)
 
 
-def test_a_connection_elsewhere_makes_room() -> None:
+def test_a_connection_elsewhere_makes_room(loop: str) -> None:
     async def main() -> None:
-        async with Server(always(WHOLE)) as one, Server(always(WHOLE)) as two:
+        async with listening(always(WHOLE)) as one, listening(always(WHOLE)) as two:
             accounts = [Account(name="1", base_url=one.url), Account(name="2", base_url=two.url)]
-            async with AsyncioTransport(accounts=accounts, max_connections=1) as transport:
+            async with KINDS[loop](accounts=accounts, max_connections=1) as transport:
                 for _ in range(10):
                     await ask(transport)
-                await asyncio.gather(*(ask(transport) for _ in range(10)))
+                await ask_together(transport, 10)
                 # They take turns, and there is one place.
                 assert one.connections > 1
                 assert two.connections > 1
 
-    run(main())
+    run(loop, main)
 
 
-def test_a_call_does_not_wait_for_ever_for_a_place() -> None:
+def test_a_call_does_not_wait_for_ever_for_a_place(loop: str) -> None:
     async def main() -> None:
-        held = asyncio.Event()
+        held = anyio.Event()
 
-        async def serve(
-            server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-        ) -> None:
-            await next_request(reader)
+        async def serve(server: Server, peer: Peer) -> None:
+            await peer.request()
             await held.wait()
-            writer.write(WHOLE)
+            await peer.say(WHOLE)
 
         timeouts = Timeouts(connect=SOON)
-        async with serving(serve, max_connections=1, timeouts=timeouts) as (server, transport):
-            first = asyncio.create_task(ask(transport))
-            while not server.connections:
-                await asyncio.sleep(0)
-            reason = r"no connection became free within 0\.2 s \(max_connections\)"
-            with pytest.raises(UpstreamTimeout, match=reason):
-                await ask(transport)
-            held.set()
-            await first
+        async with serving(loop, serve, max_connections=1, timeouts=timeouts) as (
+            server,
+            transport,
+        ):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ask, transport)
+                while not server.connections:
+                    await checkpoint()
+                reason = r"no connection became free within 0\.2 s \(max_connections\)"
+                with pytest.raises(UpstreamTimeout, match=reason):
+                    await ask(transport)
+                held.set()
             await ask(transport)
 
-    run(main())
+    run(loop, main)
 
 
 @pytest.mark.parametrize("rounds", range(8))
-def test_who_leaves_while_waiting_takes_no_place_along(rounds: int) -> None:
+def test_who_leaves_while_waiting_takes_no_place_along(loop: str, rounds: int) -> None:
     async def main() -> None:
-        async with serving(always(WHOLE), max_connections=1) as (server, transport):
-            first = asyncio.create_task(ask(transport))
-            second = asyncio.create_task(ask(transport))
-            for _ in range(rounds):
-                await asyncio.sleep(0)
-            second.cancel()
-            await first
-            with contextlib.suppress(asyncio.CancelledError):
-                await second
+        async with serving(loop, always(WHOLE), max_connections=1) as (server, transport):
+            left = anyio.CancelScope()
+
+            async def leave() -> None:
+                with left:
+                    await ask(transport)
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ask, transport)
+                tasks.start_soon(leave)
+                for _ in range(rounds):
+                    await checkpoint()
+                left.cancel()
             await ask(transport)
             assert server.connections <= 2
 
-    run(main())
+    run(loop, main)
 
 
-def test_a_connection_that_is_not_made_in_time_is_told() -> None:
-    async def silent(
-        server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        await reader.read()
-
+def test_a_connection_that_is_not_made_in_time_is_told(loop: str) -> None:
     async def main() -> None:
-        async with Server(silent) as server:
+        async with listening(silent) as server:
             # TCP is there, and TLS never will be.
             url = server.url.replace("http:", "https:")
             timeouts = Timeouts(connect=SOON)
-            async with AsyncioTransport(base_url=url, timeouts=timeouts) as transport:
+            async with KINDS[loop](base_url=url, timeouts=timeouts) as transport:
                 reason = r"no connection within 0\.2 s \(timeouts\.connect\)"
                 with pytest.raises(UpstreamTimeout, match=reason):
                     await ask(transport)
-                assert await server.closed.get() == 1
+                assert await server.closed() == 1
 
-    run(main())
+    run(loop, main)
 
 
-def test_closing_the_transport_ends_what_is_under_way() -> None:
-    async def silent(
-        server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        await next_request(reader)
-        writer.write(HEAD + b"\r\n" + FRAMES[: len(FRAMES) // 2])
-        await reader.read()
+def test_closing_the_transport_ends_what_is_under_way(loop: str) -> None:
+    async def serve(server: Server, peer: Peer) -> None:
+        await peer.request()
+        await peer.say(HEAD + b"\r\n" + FRAMES[: len(FRAMES) // 2])
+        await peer.end()
 
     async def main() -> None:
-        async with Server(silent) as server:
-            transport = AsyncioTransport(base_url=server.url, max_connections=1)
-            under_way = asyncio.create_task(ask(transport))
-            waiting = asyncio.create_task(ask(transport))
-            while not server.connections:
-                await asyncio.sleep(0)
-            await transport.aclose()
-            for task in (under_way, waiting):
-                with pytest.raises(UpstreamError, match="closed"):
-                    await task
-            assert await server.closed.get() == 1
+        async with listening(serve) as server:
+            transport = KINDS[loop](base_url=server.url, max_connections=1)
+            async with anyio.create_task_group() as tasks:
+                for _ in ("under way", "waiting"):
+                    tasks.start_soon(ask_in_vain, transport)
+                while not server.connections:
+                    await checkpoint()
+                await transport.aclose()
+            assert await server.closed() == 1
             with pytest.raises(LocalProtocolError, match="closed"):
                 await ask(transport)
 
-    run(main())
+    run(loop, main)
+
+
+def test_closing_the_transport_ends_what_is_not_connected_yet(loop: str) -> None:
+    async def main() -> None:
+        async with listening(silent) as server:
+            transport = KINDS[loop](base_url=server.url.replace("http:", "https:"))
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ask_in_vain, transport)
+                while not server.connections:
+                    await checkpoint()
+                await transport.aclose()
+            assert await server.closed() == 1
+
+    run(loop, main)
+
+
+async def ask_in_vain(transport: AsyncTransport) -> None:
+    with pytest.raises(UpstreamError, match="closed"):
+        await ask(transport)
+
+
+# A request that upstream does not read, so that it is not all sent.
+
+
+def held_by(closing: anyio.Event) -> Serve:
+    async def serve(server: Server, peer: Peer) -> None:
+        await peer.head()
+        await closing.wait()
+
+    return serve
+
+
+def test_a_deadline_ends_a_request_that_is_not_read(loop: str) -> None:
+    async def main() -> None:
+        closing = anyio.Event()
+        timeouts = Timeouts(first_event=SOON)
+        async with serving(loop, held_by(closing), timeouts=timeouts) as (server, transport):
+            with pytest.raises(UpstreamTimeout, match="first_event"):
+                await transport.create(LARGE)
+            closing.set()
+            assert await server.closed() == 1
+
+    run(loop, main)
+
+
+def test_a_request_that_is_not_read_can_be_cancelled(loop: str) -> None:
+    async def main() -> None:
+        closing = anyio.Event()
+        async with serving(loop, held_by(closing)) as (server, transport):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(transport.create, LARGE)
+                while not server.connections:
+                    await checkpoint()
+                tasks.cancel_scope.cancel()
+            closing.set()
+            assert await server.closed() == 1
+
+    run(loop, main)
+
+
+def test_an_upstream_that_closes_while_it_is_asked_is_told(loop: str) -> None:
+    async def main() -> None:
+        closing = anyio.Event()
+        closing.set()
+        async with serving(loop, held_by(closing)) as (server, transport):
+            with pytest.raises(UpstreamUnreachable):
+                await transport.create(LARGE)
+            assert await server.closed() == 1
+
+    run(loop, main)
 
 
 # Memory.
 
 
-def test_an_upstream_that_is_ahead_of_its_reader_waits() -> None:
+def test_an_upstream_that_is_ahead_of_its_reader_waits(loop: str) -> None:
     choice = {"index": 0, "delta": {"content": "x" * 100_000}, "finish_reason": None}
     piece = b"data: %b\n\n" % json.dumps({"id": "1", "choices": [choice]}).encode()
 
     async def main() -> None:
         sent = 0
 
-        async def serve(
-            server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-        ) -> None:
+        async def serve(server: Server, peer: Peer) -> None:
             nonlocal sent
-            await next_request(reader)
-            writer.write(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+            await peer.request()
+            await peer.say(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
             for _ in range(1000):
-                writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-                await writer.drain()
+                await peer.say(b"%x\r\n%b\r\n" % (len(piece), piece))
                 sent += len(piece)
-            writer.write(b"0\r\n\r\n")
+            await peer.say(b"0\r\n\r\n")
 
-        async with serving(serve, api="chat") as (_, transport):
+        async with serving(loop, serve, api="chat") as (_, transport):
             async with transport.stream_wire(REQUEST) as answer:
                 read = len(await anext(aiter(answer)))
                 before = -1
@@ -396,13 +517,13 @@ def test_an_upstream_that_is_ahead_of_its_reader_waits() -> None:
                     before = sent
                     # The server goes on as long as it can.
                     for _ in range(1000):
-                        await asyncio.sleep(0)
+                        await checkpoint()
                 assert sent < 1000 * len(piece) / 2
                 async for frames in answer:
                     read += len(frames)
             assert read >= 1000 * len(piece)
 
-    run(main())
+    run(loop, main)
 
 
 # Whether a proxy is in play.
@@ -445,18 +566,18 @@ def test_where_httpx_would_use_a_proxy_none_is_passed_by(
         assert not proxy_applies(found, target.scheme, target.origin[1])
 
 
-def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_of_the_environment_is_used(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        async with Server(always(WHOLE)) as proxy:
+        async with listening(always(WHOLE)) as proxy:
             monkeypatch.setenv("http_proxy", proxy.url)
-            async with AsyncioTransport(base_url="http://example.test/v1") as transport:
+            async with KINDS[loop](base_url="http://example.test/v1") as transport:
                 await ask(transport)
             assert proxy.connections == 1
             monkeypatch.setenv("no_proxy", "127.0.0.1")
-            async with serving(always(WHOLE)) as (server, transport):
+            async with serving(loop, always(WHOLE)) as (server, transport):
                 await ask(transport)
                 assert isinstance(transport._route(server.url), DirectNetwork)
                 assert server.connections == 1
             assert proxy.connections == 1
 
-    run(main())
+    run(loop, main)

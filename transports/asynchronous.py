@@ -7,16 +7,18 @@ two are in files of their own. What a request goes out by is a `Network`.
 from __future__ import annotations
 
 import math
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, Unpack
+from urllib.request import getproxies
 
 from deltawire.chat import ChatCompletion, Chunk, Event
 from deltawire.exchange import Exchange
 from deltawire.renderings import AsCompletion, AsEvents, AsFrames, Machine, Rendering
-from deltawire.steps import Close, Open, Read, Wait
+from deltawire.steps import ENDED, Close, Open, Read, Wait
 from deltawire.transports.answers import (
     WITH_USAGE,
     Answer,
@@ -26,7 +28,14 @@ from deltawire.transports.answers import (
     raise_unless_begun,
     whole,
 )
-from deltawire.transports.http import Decompressor, can_decode, content_coding
+from deltawire.transports.http import (
+    Decompressor,
+    Library,
+    Target,
+    can_decode,
+    content_coding,
+    proxy_applies,
+)
 from deltawire.transports.network import HTTPXNetwork, Network, Response, Trouble
 from deltawire.transports.settings import NOTHING, OnAttempt, Settings, Transport
 
@@ -120,6 +129,8 @@ class Call(Generic[Out]):
     async def leave(self) -> None:
         """The caller wants nothing more."""
         self.exchange.leave(self._runtime.now())
+        if self.exchange.step is ENDED:
+            return
         with self._runtime.shielded():
             try:
                 while await self.next_output() is not None:
@@ -260,6 +271,9 @@ class AsyncTransport(Transport):
     blocking: ClassVar[bool] = False
 
     def __init__(self, **settings: Unpack[Settings]) -> None:
+        self._direct: Network | None = None
+        self._proxies: Mapping[str, str] = {}
+        self._goes_direct: dict[str, bool] = {}
         super().__init__(**settings)
         runtime = self._runtime = self._make_runtime()
         patience = self._timeouts.idle if runtime.httpx_scopes else None
@@ -268,9 +282,33 @@ class AsyncTransport(Transport):
     def _make_runtime(self) -> Runtime:
         raise NotImplementedError
 
+    def _make_direct(
+        self, target: Callable[[str], Target], tls: ssl.SSLContext, limits: Mapping[str, Any]
+    ) -> Network:
+        """Connections of the transport's own."""
+        raise NotImplementedError
+
+    def _make_client(
+        self, library: Library, network: Mapping[str, Any], proxy: str | None, tls: ssl.SSLContext
+    ) -> Any:
+        if proxy is None:
+            # Read once, as httpx does it.
+            self._proxies = getproxies()
+            self._direct = self._make_direct(library.target, tls, network)
+        return super()._make_client(library, network, proxy, tls)
+
     def _route(self, url: str) -> Network:
         """What a request to that URL goes by."""
-        return self._network
+        direct = self._direct
+        if direct is None:
+            return self._network
+        goes_direct = self._goes_direct.get(url)
+        if goes_direct is None:
+            target = self._library.target(url)
+            known = target.scheme in ("http", "https")
+            applies = proxy_applies(self._proxies, target.scheme, target.origin[1])
+            goes_direct = self._goes_direct[url] = known and not applies
+        return direct if goes_direct else self._network
 
     def stream(
         self,
@@ -349,7 +387,7 @@ class AsyncTransport(Transport):
         return Call(exchange, self._route, self._runtime)
 
     def _networks(self) -> tuple[Network, ...]:
-        return (self._network,)
+        return (self._network,) if self._direct is None else (self._network, self._direct)
 
     async def __aenter__(self) -> Self:
         return self

@@ -9,19 +9,18 @@ from collections.abc import Awaitable, Callable, Generator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from types import coroutine
-from typing import Any, ClassVar, TypeVar, Unpack
-from urllib.request import getproxies
+from typing import Any, ClassVar, TypeVar
 
 import anyio
 
 from deltawire.errors import LocalProtocolError
 from deltawire.renderings import AsFrames
 from deltawire.transports.asynchronous import AsyncTransport, Runtime, Timer
-from deltawire.transports.direct import DirectNetwork
-from deltawire.transports.http import Library, proxy_applies
+from deltawire.transports.asyncio_network import AsyncioNetwork
+from deltawire.transports.http import Target
 from deltawire.transports.network import Network
 from deltawire.transports.push import PushedCall, PushedStream
-from deltawire.transports.settings import OnAttempt, Settings
+from deltawire.transports.settings import OnAttempt
 
 T = TypeVar("T")
 
@@ -36,36 +35,14 @@ class AsyncioTransport(AsyncTransport):
     """
 
     extra: ClassVar[str] = "asyncio"
-    _direct: DirectNetwork | None = None
 
-    def __init__(self, **settings: Unpack[Settings]) -> None:
-        self._proxies: Mapping[str, str] = {}
-        self._goes_direct: dict[str, bool] = {}
-        super().__init__(**settings)
-
-    def _make_client(
-        self, library: Library, network: Mapping[str, Any], proxy: str | None, tls: ssl.SSLContext
-    ) -> Any:
-        if proxy is None:
-            # Read once, as httpx does it.
-            self._proxies = getproxies()
-            self._direct = DirectNetwork(library.target, tls, **network)
-        return super()._make_client(library, network, proxy, tls)
+    def _make_direct(
+        self, target: Callable[[str], Target], tls: ssl.SSLContext, limits: Mapping[str, Any]
+    ) -> Network:
+        return AsyncioNetwork(target, tls, **limits)
 
     def _make_runtime(self) -> Runtime:
         return AsyncioRuntime()
-
-    def _route(self, url: str) -> Network:
-        direct = self._direct
-        if direct is None:
-            return self._network
-        goes_direct = self._goes_direct.get(url)
-        if goes_direct is None:
-            target = self._library.target(url)
-            known = target.scheme in ("http", "https")
-            applies = proxy_applies(self._proxies, target.scheme, target.origin[1])
-            goes_direct = self._goes_direct[url] = known and not applies
-        return direct if goes_direct else self._network
 
     def push_wire(
         self,
@@ -87,9 +64,6 @@ class AsyncioTransport(AsyncTransport):
             return PushedCall(exchange, self._route, self._runtime, hand_out)
 
         return PushedStream(begin)
-
-    def _networks(self) -> tuple[Network, ...]:
-        return (self._network,) if self._direct is None else (self._network, self._direct)
 
 
 class AsyncioRuntime:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable
+import ssl
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, TypeVar
@@ -12,6 +13,9 @@ import trio
 
 from deltawire.errors import LocalProtocolError
 from deltawire.transports.asynchronous import AsyncTransport, Runtime, Timer
+from deltawire.transports.http import Target
+from deltawire.transports.network import Network
+from deltawire.transports.trio_network import TrioNetwork
 
 T = TypeVar("T")
 
@@ -21,9 +25,16 @@ class TrioTransport(AsyncTransport):
 
     Arguments are those of `Transport`; `client` is an `httpx.AsyncClient` or an
     `httpx2.AsyncClient`. An async context manager, of the trio run that it is first used in.
+
+    Without a client, and where no proxy applies, it has connections of its own: `direct`.
     """
 
     extra: ClassVar[str] = "trio"
+
+    def _make_direct(
+        self, target: Callable[[str], Target], tls: ssl.SSLContext, limits: Mapping[str, Any]
+    ) -> Network:
+        return TrioNetwork(target, tls, **limits)
 
     def _make_runtime(self) -> Runtime:
         return TrioRuntime()

@@ -21,8 +21,8 @@ from deltawire.exchange import Exchange
 from deltawire.steps import READ, Phase
 from deltawire.transports.answers import Answer, raise_unless_begun
 from deltawire.transports.asynchronous import Call, Runtime
-from deltawire.transports.connection import DirectResponse, Failed
-from deltawire.transports.network import Network, Trouble
+from deltawire.transports.connection import DirectResponse
+from deltawire.transports.network import Failed, Network, Trouble
 
 Out = TypeVar("Out")
 

@@ -7,9 +7,9 @@ No I/O happens here. `Transport` is their common part; what is wrong with a sett
 from __future__ import annotations
 
 import random
+import secrets
 import ssl
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
@@ -227,7 +227,7 @@ class Transport:
             api=self._api,
             now=now,
             unix_time=time.time(),
-            call_id=uuid.uuid4().hex,
+            call_id=secrets.token_hex(16),
             jitter=random.random(),
             policy=self._policy,
             timeouts=self._timeouts,
