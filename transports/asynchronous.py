@@ -167,20 +167,23 @@ class Call(Generic[Out]):
         response, network = self._response, self._network
         if response is None or network is None:
             return exchange.receive_eof(now())
-        at = now()
-        deadline = exchange.deadline(at)
-        if response.patience is not None and exchange.limit - at > response.patience:
-            # Only its being idle could end this read, and the network sees to that.
-            deadline = math.inf
         try:
-            data = await self._timer.within(deadline, response.read())
+            return await self._receive_next(response)
         except StopAsyncIteration:
             return exchange.receive_eof(now())
         except TimeoutError:
             return exchange.receive_timeout(now())
         except network.errors as error:
             return self._went_wrong(network.trouble(error, None))
-        return self._receive(data)
+
+    async def _receive_next(self, response: Response) -> Out | None:
+        """What comes next, to the exchange. Raises what a read raises, and TimeoutError."""
+        exchange, at = self.exchange, self._runtime.now()
+        deadline = exchange.deadline(at)
+        if response.patience is not None and exchange.limit - at > response.patience:
+            # Only its being idle could end this read, and the network sees to that.
+            deadline = math.inf
+        return self._receive(await self._timer.within(deadline, response.read()))
 
     def _receive(self, data: bytes) -> Out | None:
         exchange, now = self.exchange, self._runtime.now
@@ -381,10 +384,20 @@ class AsyncTransport(Transport):
         on_attempt: OnAttempt | None,
         options: Mapping[str, Any] = NOTHING,
     ) -> Call[Out]:
+        exchange = self._begin(chat_request, rendering, affinity, on_attempt, options)
+        return Call(exchange, self._route, self._runtime)
+
+    def _begin(
+        self,
+        chat_request: Mapping[str, Any],
+        rendering: Callable[[Machine], Rendering[Out]],
+        affinity: str | None,
+        on_attempt: OnAttempt | None,
+        options: Mapping[str, Any] = NOTHING,
+    ) -> Exchange[Out]:
         self._runtime.check()
         now = self._runtime.now()
-        exchange = self._exchange(chat_request, rendering, now, affinity, on_attempt, options)
-        return Call(exchange, self._route, self._runtime)
+        return self._exchange(chat_request, rendering, now, affinity, on_attempt, options)
 
     def _networks(self) -> tuple[Network, ...]:
         return (self._network,) if self._direct is None else (self._network, self._direct)

@@ -58,9 +58,7 @@ class AsyncioTransport(AsyncTransport):
         """
 
         def begin() -> PushedCall[bytes]:
-            self._runtime.check()
-            now = self._runtime.now()
-            exchange = self._exchange(chat_request, AsFrames, now, affinity, on_attempt)
+            exchange = self._begin(chat_request, AsFrames, affinity, on_attempt)
             return PushedCall(exchange, self._route, self._runtime, hand_out)
 
         return PushedStream(begin)

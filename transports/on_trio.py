@@ -12,10 +12,13 @@ from typing import Any, ClassVar, TypeVar
 import trio
 
 from deltawire.errors import LocalProtocolError
+from deltawire.renderings import AsFrames
 from deltawire.transports.asynchronous import AsyncTransport, Runtime, Timer
 from deltawire.transports.http import Target
 from deltawire.transports.network import Network
+from deltawire.transports.settings import OnAttempt
 from deltawire.transports.trio_network import TrioNetwork
+from deltawire.transports.trio_push import HandOut, TrioPush, TrioPushedCall
 
 T = TypeVar("T")
 
@@ -38,6 +41,25 @@ class TrioTransport(AsyncTransport):
 
     def _make_runtime(self) -> Runtime:
         return TrioRuntime()
+
+    def push_wire(
+        self,
+        chat_request: Mapping[str, Any],
+        hand_out: HandOut[bytes],
+        *,
+        affinity: str | None = None,
+        on_attempt: OnAttempt | None = None,
+    ) -> TrioPush[bytes]:
+        """The frames of `stream_wire`, each handed out by the task that reads it.
+
+        hand_out: must not fail; what it gives is awaited before upstream is read again.
+        """
+
+        def begin() -> TrioPushedCall[bytes]:
+            exchange = self._begin(chat_request, AsFrames, affinity, on_attempt)
+            return TrioPushedCall(exchange, self._route, self._runtime)
+
+        return TrioPush(begin, hand_out)
 
 
 class TrioRuntime:

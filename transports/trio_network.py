@@ -42,8 +42,7 @@ class TrioResponse(DirectResponse):
     _connection: TrioConnection
 
     async def _wait(self) -> None:
-        await self._connection.readable()
-        self._connection.receive()
+        await self._connection.receive_next()
 
 
 class TrioConnection(Connection):
@@ -67,21 +66,29 @@ class TrioConnection(Connection):
 
     async def ready(self) -> None:
         while not self._is_ready:
-            await self.readable()
-            self.receive()
+            await self.receive_next()
         if self._refusal is not None:
             raise self._refusal
 
-    async def readable(self) -> None:
-        """Until something has come, or the connection is gone."""
-        if self._socket is not None:
-            await self._socket.readable()
+    async def receive_next(self) -> None:
+        """Wait until something comes, and take it in. Cancelled, it has taken nothing."""
+        sock = self._socket
+        if sock is not None:
+            try:
+                if sock.unsent:
+                    await sock.readable()
+                else:
+                    await trio.lowlevel.wait_readable(sock)
+            except trio.ClosedResourceError:
+                # Closed by somebody else.
+                pass
+        self.receive()
 
     def receive(self) -> None:
         """Take in what has come."""
         sock = self._socket
         if sock is None or sock.is_closing():
-            # Closed by somebody else; an answer that was to come knows of it.
+            # An answer that was to come may know of it already.
             self.connection_lost(None)
             return
         try:
@@ -121,8 +128,8 @@ class _Socket:
     def __init__(self, sock: socket.socket, on_close: Callable[[Exception | None], None]) -> None:
         self._socket = sock
         self._on_close = on_close
-        # What the system has not taken yet.
-        self._unsent = memoryview(b"")
+        self.unsent = memoryview(b"")
+        """What the system has not taken yet."""
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -132,39 +139,36 @@ class _Socket:
         return self._socket.recv(_READ)
 
     async def readable(self) -> None:
-        """Until there is something to read, or the socket is closed."""
-        with contextlib.suppress(trio.ClosedResourceError):
-            if not self._unsent:
+        """Until there is something to read; what is unsent is sent meanwhile."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._send)
+            with contextlib.suppress(trio.ClosedResourceError):
                 await trio.lowlevel.wait_readable(self._socket)
-                return
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._send)
-                with contextlib.suppress(trio.ClosedResourceError):
-                    await trio.lowlevel.wait_readable(self._socket)
-                nursery.cancel_scope.cancel()
+            nursery.cancel_scope.cancel()
 
     async def _send(self) -> None:
         with contextlib.suppress(trio.ClosedResourceError):
-            while self._unsent:
+            while self.unsent:
                 await trio.lowlevel.wait_writable(self._socket)
                 self._send_some()
 
     def _send_some(self) -> None:
         try:
-            sent = self._socket.send(self._unsent)
+            sent = self._socket.send(self.unsent)
         except BlockingIOError:
             return
         except OSError:
             # Why, shows to who reads; there may even be an answer.
-            sent = len(self._unsent)
-        self._unsent = self._unsent[sent:]
+            sent = len(self.unsent)
+        # An empty view would keep the whole of it.
+        self.unsent = self.unsent[sent:] or memoryview(b"")
 
     # What a connection needs.
 
     def write(self, data: bytes) -> None:
-        held, self._unsent = self._unsent, memoryview(data)
+        held, self.unsent = self.unsent, memoryview(data)
         if held:
-            self._unsent = memoryview(bytes(held) + data)
+            self.unsent = memoryview(bytes(held) + data)
         elif data:
             self._send_some()
 
@@ -172,7 +176,7 @@ class _Socket:
         return self._socket.fileno() < 0
 
     def get_write_buffer_size(self) -> int:
-        return len(self._unsent)
+        return len(self.unsent)
 
     def pause_reading(self) -> None:
         """Nothing is read but what somebody wants."""
