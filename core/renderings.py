@@ -108,19 +108,18 @@ _MAX_UNFOLDED: Final = 512
 class AsFrames:
     """The answer as bytes: server-sent events for a Chat client. What was said is not kept."""
 
-    __slots__ = (
-        "_stream",
-        "receive_break",
-        "receive_data",
-        "receive_eof",
-    )
+    __slots__ = ("_stream", "receive_data")
 
     def __init__(self, stream: Machine) -> None:
         self._stream = stream
         # Bound once: this is called for every piece of every answer.
         self.receive_data = stream.translate
-        self.receive_eof = stream.translate_eof
-        self.receive_break = stream.translate_break
+
+    def receive_eof(self) -> bytes:
+        return self._stream.translate_eof()
+
+    def receive_break(self, failure: Failure) -> bytes:
+        return self._stream.translate_break(failure)
 
     @property
     def handed_out(self) -> bool:

@@ -171,6 +171,7 @@ class ChatStream:
         "_route",
         "_secrets",
         "_unused",
+        "_way",
         "_writer",
         "end",
         "failure",
@@ -228,9 +229,11 @@ class ChatStream:
         self._route: Route | None = None
         # What reads the text of a frame that takes the route; None while that is not possible.
         self._read: Callable[[bytes], str] | None = None
-        # What stands before and after such a text in its frame, and what makes a chunk of it.
+        # Where such a text goes, what stands before and after it in its frame, and, if somebody
+        # wants chunks, what makes one of it.
+        self._way: tuple[Sink, int]
         self._around: tuple[bytes, bytes]
-        self._chunk: Callable[[str], Chunk]
+        self._chunk: Callable[[str], Chunk] | None = None
         self._unused = 0
         # The beginning of a frame or the rest of a line; None where nothing may be held back.
         self._held: bytearray | None = None
@@ -299,7 +302,7 @@ class ChatStream:
         read = self._read
         if read is not None:
             if text := read(data):
-                return [self._chunk(text)]
+                return [(self._chunk or self._chunk_maker())(text)]
         elif (
             (held := self._held) is not None
             and _LF not in data
@@ -311,7 +314,7 @@ class ChatStream:
         said: list[Event] = []
         for texts, _, events in self._pieces(data):
             if texts:
-                said += map(self._chunk, texts)
+                said += map(self._chunk or self._chunk_maker(), texts)
             said += events
         return said
 
@@ -333,7 +336,7 @@ class ChatStream:
         if self.state not in _ENDED:
             self._end_of_upstream(broken or _truncated(self._end_of_bytes()))
         self._advance(Signal.EOF)
-        return events
+        return events + self._writer.take()
 
     def translate(self, data: bytes) -> bytes:
         """As `receive_data`, rendered as server-sent events."""
@@ -418,7 +421,6 @@ class ChatStream:
 
     def _receive_plainly(self, data: bytes) -> list[Event]:
         """Take in bytes the long way."""
-        events = self._writer.out = []
         self._read = None
         if self.state is State.IDLE:
             data = self._open(data)
@@ -427,7 +429,7 @@ class ChatStream:
         self._check_overflow()
         if self._route is not None and self._decoder.idle:
             self._read = self._route.read
-        return events
+        return self._writer.take()
 
     def _feed(self, data: bytes) -> list[ServerSentEvent]:
         if self._overflown:
@@ -502,7 +504,11 @@ class ChatStream:
             return
         account = functools.partial(self._output.account, channel, part)
         self._route = Route(template, account, self._max_event_size)
-        self._around, self._chunk = self._writer.around(*way)
+        self._way, self._around, self._chunk = way, self._writer.around(*way), None
+
+    def _chunk_maker(self) -> Callable[[str], Chunk]:
+        self._chunk = self._writer.chunk_maker(*self._way)
+        return self._chunk
 
     def _forget(self) -> None:
         """Let nothing take the route any more."""
@@ -596,6 +602,7 @@ class ChatStream:
         if signal is not Signal.OUTPUT:
             # Nothing takes the short way past the end.
             self._forget()
+            self._head = b""
 
     def _on_lifecycle(self, event: StreamEvent) -> None:
         self._advance(Signal.LIFECYCLE)

@@ -19,6 +19,8 @@ h11 is told an empty chunked body with the trailers in their place: it keeps no 
 
 The frames of a streamed answer are written by hand between h11's Response and EndOfMessage: h11
 takes 6 us for a chunk, `frame()` 0.3. That h11 would have written the same is a law in the tests.
+It says the end together with the head and is dropped, as it is after each answer: what it holds
+would be 1 KB of every open stream.
 
                  a byte          head read         body read
     IDLE ---------------> HEAD ------------> BODY -----------> ANSWERING ---> CLOSED
@@ -133,6 +135,7 @@ class HTTPConnection:
         "_blank_line_seen",
         "_body",
         "_date",
+        "_ending",
         "_framing",
         "_h11",
         "_is_head",
@@ -152,7 +155,7 @@ class HTTPConnection:
         self._max_head = max_head
         self._max_body = max_body
         self._date = date
-        self._h11 = h11.Connection(h11.SERVER)
+        self._h11: h11.Connection | None = None
         self._phase = Phase.IDLE
         self._received = bytearray()
         self._searched = 0
@@ -163,6 +166,7 @@ class HTTPConnection:
         self._is_head = False
         self._is_old = False
         self._framing: _Framing | None = None
+        self._ending = b""
 
         self.keep_alive = True
         """Set it to False to end the connection after the present answer."""
@@ -175,6 +179,13 @@ class HTTPConnection:
         if self._phase is Phase.IDLE and self._received:
             return Phase.HEAD
         return self._phase
+
+    @property
+    def _parser(self) -> h11.Connection:
+        """h11's side of the present request and its answer."""
+        if self._h11 is None:
+            self._h11 = h11.Connection(h11.SERVER)
+        return self._h11
 
     # What comes in.
 
@@ -225,9 +236,10 @@ class HTTPConnection:
             content, told = stop.value
         else:
             return None
+        parser = self._parser
         if told:  # to h11, nothing is the end of the connection
-            self._h11.receive_data(told)
-        while not isinstance(event := self._h11.next_event(), h11.EndOfMessage):
+            parser.receive_data(told)
+        while not isinstance(event := parser.next_event(), h11.EndOfMessage):
             assert isinstance(event, h11.Data)
         request = replace(self._request, body=content)
         self._request = self._body = None
@@ -259,8 +271,8 @@ class HTTPConnection:
         if head.count(b"\n") - 2 > MAX_FIELDS:
             refuse(431, f"the head of the request has more than {MAX_FIELDS} fields")
         refuse_odd(head, "the head")
-        self._h11.receive_data(head)
-        request = self._h11.next_event()
+        self._parser.receive_data(head)
+        request = self._parser.next_event()
         assert isinstance(request, h11.Request)
         # Not before it was parsed: an answer to what cannot be looks here for HEAD.
         del received[:end]
@@ -330,7 +342,7 @@ class HTTPConnection:
             raise LocalProtocolError("respond() after the answer was begun, or all was said")
         if self._phase is not Phase.ANSWERING:
             self.keep_alive = False
-        if self._h11.our_state is h11.IDLE:
+        if self._parser.our_state is h11.IDLE:
             self._is_head = self._received.startswith(b"HEAD ")
             # h11 did not see it was HEAD, and would miss the body.
             body = b"" if self._is_head else body
@@ -345,7 +357,8 @@ class HTTPConnection:
 
     def begin(self, status: int, headers: Headers) -> bytes:
         """The head of an answer whose body follows in frames."""
-        if self._h11.our_state is not h11.SEND_RESPONSE or self._phase is not Phase.ANSWERING:
+        wanted = self._framing is None and self._parser.our_state is h11.SEND_RESPONSE
+        if not wanted or self._phase is not Phase.ANSWERING:
             raise LocalProtocolError("begin() without a request, or twice for one")
         fields = self._fields(headers)
         try:
@@ -358,6 +371,9 @@ class HTTPConnection:
             self._framing = _Framing.NONE
         else:
             self._framing = _Framing.CLOSE if self._is_old else _Framing.CHUNKED
+        self._ending = self._send(h11.EndOfMessage())
+        self.keep_alive = self.keep_alive and self._parser.our_state is h11.DONE
+        self._h11 = None
         return data
 
     def frame(self, data: bytes) -> bytes:
@@ -371,7 +387,7 @@ class HTTPConnection:
 
     def end(self, data: bytes = b"") -> bytes:
         """The last piece of the body, if any, and its end: one write."""
-        last = self.frame(data) + self._send(h11.EndOfMessage())
+        last = self.frame(data) + self._ending
         self._finish()
         return last
 
@@ -380,7 +396,8 @@ class HTTPConnection:
 
         Over HTTP/1.0 the end of the connection is the end of the body: only a reset says more.
         """
-        self._h11.send_failed()
+        if self._h11 is not None:
+            self._h11.send_failed()
         self._close()
 
     def _send_head(self, status: int, headers: Headers, own: list[tuple[str, str]]) -> bytes:
@@ -402,16 +419,17 @@ class HTTPConnection:
 
     def _send(self, event: h11.Event) -> bytes:
         try:
-            return self._h11.send(event) or b""
+            return self._parser.send(event) or b""
         except h11.LocalProtocolError as error:
             raise LocalProtocolError(str(error)) from None
 
     def _finish(self) -> None:
         self._framing = None
-        if not self.keep_alive or self._h11.our_state is not h11.DONE:
+        if not self.keep_alive or (self._h11 is not None and self._h11.our_state is not h11.DONE):
             self._close()
             return
-        self._h11.start_next_cycle()
+        # For the next request there is another.
+        self._h11 = None
         self._phase = Phase.IDLE
 
     def _close(self) -> None:

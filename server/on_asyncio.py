@@ -210,7 +210,7 @@ class Connection(asyncio.Protocol):
                 self._let_go(stream)
                 self._conclude(delivery)
 
-        stream = transport.push_wire(call.chat_request, hand_out, on_attempt=on_attempt)
+        stream = transport.push_wire(call.take_request(), hand_out, on_attempt=on_attempt)
         self._stream = stream
         if not self._writable:
             stream.pause()

@@ -54,16 +54,15 @@ class AsyncioResponse(DirectResponse):
 class AsyncioConnection(Connection, asyncio.Protocol):
     """One connection, as asyncio's loop knows it."""
 
-    __slots__ = ("_ready", "_socket", "expiry", "lost")
+    __slots__ = ("_is_lost", "_lost", "_ready", "_socket", "expiry")
 
     response = AsyncioResponse
 
     def __init__(self, origin: Origin, tls: ssl.SSLContext, on_gone: Callable[[Any], None]) -> None:
         super().__init__(origin, tls, on_gone)
-        loop = asyncio.get_running_loop()
-        self._ready: asyncio.Future[None] = loop.create_future()
-        self.lost: asyncio.Future[None] = loop.create_future()
-        """Done when its socket is closed."""
+        self._ready: asyncio.Future[None] | None = asyncio.get_running_loop().create_future()
+        self._is_lost = False
+        self._lost: asyncio.Future[None] | None = None
         self.expiry: asyncio.TimerHandle | None = None
         self._socket: Any = None
 
@@ -71,11 +70,22 @@ class AsyncioConnection(Connection, asyncio.Protocol):
         self._socket = transport.get_extra_info("socket")
         self.begin(cast(asyncio.Transport, transport))
 
+    @property
+    def lost(self) -> asyncio.Future[None]:
+        """Done when its socket is closed."""
+        if self._lost is None:
+            self._lost = asyncio.get_running_loop().create_future()
+            if self._is_lost:
+                self._lost.set_result(None)
+        return self._lost
+
     async def ready(self) -> None:
+        assert self._ready is not None
         await self._ready
+        self._ready = None
 
     def _be_ready(self, error: Exception | None) -> None:
-        if self._ready.done():
+        if self._ready is None or self._ready.done():
             return
         if error is None:
             self._ready.set_result(None)
@@ -85,8 +95,9 @@ class AsyncioConnection(Connection, asyncio.Protocol):
             self._ready.exception()
 
     def _be_lost(self) -> None:
-        if not self.lost.done():
-            self.lost.set_result(None)
+        self._is_lost = True
+        if self._lost is not None and not self._lost.done():
+            self._lost.set_result(None)
 
     def _has_unread(self) -> bool:
         return is_readable(self._socket)

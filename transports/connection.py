@@ -90,6 +90,7 @@ class DirectResponse:
         if head is None:
             raise self._error or Failed("there is no answer")
         self.status, self.headers = head.status, head.headers
+        self._wire.head = None
 
     async def read(self) -> bytes:
         """All that has come since the last read, or what comes next."""
@@ -103,6 +104,8 @@ class DirectResponse:
 
     def push_to(self, receiver: Receiver) -> None:
         """Hand what has come, and from now on whatever comes, to the receiver."""
+        # Upstreams send up to 2 KB of them; by now they were looked at.
+        self.headers = {}
         self._receiver = receiver
         if self._queue:
             receiver.receive_data(self._take())
@@ -169,7 +172,7 @@ class DirectResponse:
         if self._wire.over or self._error is not None:
             return
         text = str(error or "") or "the connection was cut off"
-        if isinstance(error, ssl.SSLError) and self._wire.head is None:
+        if isinstance(error, ssl.SSLError) and self._wire.state is State.HEAD:
             text = no_tls(text)
         self._error = Failed(text)
         self._finish()

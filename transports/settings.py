@@ -234,7 +234,7 @@ class Transport:
             strict=self._strict,
             affinity=affinity,
             on_attempt=on_attempt or self._on_attempt,
-            stream_options={**self._stream_options, **options},
+            stream_options={**self._stream_options, **options} if options else self._stream_options,
         )
 
 
