@@ -25,6 +25,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
+from deltawire.enums import direct
 from deltawire.responses import OutputItem
 
 # How many open items, or parts, are compared by content where names fail. Upstreams have a handful
@@ -76,6 +77,7 @@ class Sent:
         return final[self.length :]
 
 
+@direct
 class Sink(Enum):
     """Where the text of a channel goes."""
 
