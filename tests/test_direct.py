@@ -478,7 +478,7 @@ def held_by(closing: anyio.Event) -> Serve:
 def test_a_deadline_ends_a_request_that_is_not_read(loop: str) -> None:
     async def main() -> None:
         closing = anyio.Event()
-        timeouts = Timeouts(first_event=SOON)
+        timeouts = Timeouts(first_event=5 * SOON)
         async with serving(loop, held_by(closing), timeouts=timeouts) as (server, transport):
             with pytest.raises(UpstreamTimeout, match="first_event"):
                 await transport.create(LARGE)
