@@ -270,7 +270,7 @@ class Connection:
                 self._look()
             return sent
 
-        answer = transport.push_wire(call.chat_request, hand_out, on_attempt=on_attempt)
+        answer = transport.push_wire(call.take_request(), hand_out, on_attempt=on_attempt)
         await answer.run()
 
     def _silent_until(self) -> float:

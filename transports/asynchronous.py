@@ -237,6 +237,8 @@ class AsyncStream(Answer[Out], Generic[Out, Item]):
         begun: list[Exchange[Out]],
     ) -> AsyncGenerator[Item, None]:
         call = begin()
+        # It knows the request, which may be long.
+        del begin
         begun.append(call.exchange)
         try:
             while (out := await call.next_output()) is not None:
