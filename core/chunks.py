@@ -49,6 +49,9 @@ _ITEM_FORMAT: Final = "openai-responses-v1"
 _MARK: Final = "\0"
 
 
+_NOT_NEEDED: Final = "", 0, ""
+
+
 class ChunkWriter:
     """The chunks of one completion. After its end, whatever it is told is not said."""
 
@@ -282,6 +285,8 @@ class ChunkWriter:
             return
         if not self.started:
             self.started = True
+            self._id, self._created, self._model = self.id, self.created, self.model
+            self._defaults = _NOT_NEEDED
             role = Delta(role="assistant", content="")
             self._out.append(self._chunk([ChunkChoice(0, role, None)]))
         choice = ChunkChoice(0, delta, finish_reason, Logprobs(logprobs) if logprobs else None)

@@ -497,6 +497,7 @@ class ChatStream:
         if self._output.latest is None or self._unused == _MAX_UNUSED:
             return
         channel, part = self._output.latest
+        self._output.latest = None
         way = self._output.way_of(channel, part)
         name = b"" if sse.event == "message" else b"event: %b\n" % sse.event.encode()
         template = None if way is None else learn(name + b"data: ", sse.data, event)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import select
 import ssl
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Final, Protocol
 
 from deltawire.transports.http import Origin
@@ -22,6 +23,7 @@ from deltawire.transports.wire import State, Wire
 
 # What an answer may be ahead of its reader: as much as httpx reads at once.
 _MAX_QUEUED: Final = 64 * 1024
+_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 _CLOSED_EARLY: Final = "the connection was closed while it was made"
 
 
@@ -73,7 +75,7 @@ class DirectResponse:
 
     def __init__(self, connection: Connection, wire: Wire) -> None:
         self.status = 0
-        self.headers: Mapping[str, str] = {}
+        self.headers = _NO_HEADERS
         self._connection = connection
         self._wire = wire
         self._queue: list[bytes] = []
@@ -104,8 +106,7 @@ class DirectResponse:
 
     def push_to(self, receiver: Receiver) -> None:
         """Hand what has come, and from now on whatever comes, to the receiver."""
-        # Upstreams send up to 2 KB of them; by now they were looked at.
-        self.headers = {}
+        self.headers = _NO_HEADERS
         self._receiver = receiver
         if self._queue:
             receiver.receive_data(self._take())
@@ -135,6 +136,8 @@ class DirectResponse:
         """Something has come."""
 
     def _take(self) -> bytes:
+        # Upstreams send up to 2 KB of them; by now they were looked at.
+        self.headers = _NO_HEADERS
         data = self._queue[0] if len(self._queue) == 1 else b"".join(self._queue)
         self._queue.clear()
         if self._queued > _MAX_QUEUED:
