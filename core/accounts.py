@@ -25,6 +25,7 @@ from typing import Final, Literal
 
 from deltawire.chat import Failure
 from deltawire.dialects import Dialect, dialect_for_url
+from deltawire.enums import direct
 from deltawire.errors import InvalidSetting
 
 OPENAI_URL: Final = "https://api.openai.com/v1"
@@ -195,6 +196,7 @@ def _check_header(setting: str, value: str) -> None:
         raise InvalidSetting(setting, "expected no blank at its beginning or end, found one")
 
 
+@direct
 class Health(enum.Enum):
     """What an attempt says of its account."""
 

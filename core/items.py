@@ -25,6 +25,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
 
+from deltawire.enums import direct
 from deltawire.responses import OutputItem
 
 # How many open items, or parts, are compared by content where names fail. Upstreams have a handful
@@ -82,6 +83,7 @@ _NO_ITEMS: Final[list[Any]] = []
 _NO_PARTS: Final[dict[int, Part]] = {}
 
 
+@direct
 class Sink(Enum):
     """Where the text of a channel goes."""
 

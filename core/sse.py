@@ -136,7 +136,7 @@ class SSEDecoder:
         """Append the leading events of the common shape; the number of bytes they took."""
         taken = 0
         find = data.find
-        while True:
+        while taken < len(data):
             name = b""
             line = taken
             if data.startswith(b"event: ", line):
@@ -159,6 +159,7 @@ class SSEDecoder:
             )
             self._first_line = False
             taken = end + 2
+        return taken
 
     def _lines(self, data: bytes, events: list[ServerSentEvent]) -> None:
         if self._after_cr:

@@ -13,8 +13,10 @@ from typing import Final
 from msgspec import Struct
 
 from deltawire.accounts import Account
+from deltawire.enums import direct
 
 
+@direct
 class Phase(enum.Enum):
     """Where the exchange is."""
 
@@ -35,10 +37,8 @@ class Phase(enum.Enum):
     ENDED = "ended"
     """Nothing more is to be done."""
 
-    # Looked up at every step; an enum's own is a function in Python.
-    __hash__ = object.__hash__
 
-
+@direct
 class Signal(enum.Enum):
     """What moves the exchange."""
 
@@ -58,9 +58,6 @@ class Signal(enum.Enum):
     """There is another attempt once an account is ready."""
     OVER = "over"
     """There is none."""
-
-    # Looked up at every step; an enum's own is a function in Python.
-    __hash__ = object.__hash__
 
 
 TRANSITIONS: Final = MappingProxyType(

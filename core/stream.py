@@ -38,6 +38,7 @@ from deltawire import shapes
 from deltawire.chat import Chunk, Event, Failure, FinishReason, Usage
 from deltawire.chunks import ChunkWriter
 from deltawire.dialects import GENERIC, Dialect
+from deltawire.enums import direct
 from deltawire.errors import EventTooLarge, LocalProtocolError
 from deltawire.items import Sink
 from deltawire.output import Divergence, Output
@@ -47,6 +48,7 @@ from deltawire.sse import DEFAULT_MAX_EVENT_SIZE, ServerSentEvent, SSEDecoder
 from deltawire.tools import ClientTools
 
 
+@direct
 class State(enum.Enum):
     """Where the stream is."""
 
@@ -65,10 +67,8 @@ class State(enum.Enum):
     CLOSED = "closed"
     """The end of the bytes was received; nothing more may be."""
 
-    # Looked up at every step; an enum's own is a function in Python.
-    __hash__ = object.__hash__
 
-
+@direct
 class Signal(enum.Enum):
     """What an upstream event means to the state of the stream."""
 
@@ -84,9 +84,6 @@ class Signal(enum.Enum):
     """An error, a failed or cancelled response, a limit, or bytes that end too early."""
     EOF = "eof"
     """The end of the bytes, after the end of the response."""
-
-    # Looked up at every step; an enum's own is a function in Python.
-    __hash__ = object.__hash__
 
 
 _LIVE: Final = {

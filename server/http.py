@@ -47,6 +47,7 @@ import h11
 from msgspec import Struct
 from msgspec.structs import replace
 
+from deltawire.enums import direct
 from deltawire.errors import LocalProtocolError
 from deltawire.server.framing import (
     BodyReader,
@@ -79,6 +80,7 @@ _VALUE: Final = re.compile(r"(?:[!-~]+(?:[ \t]+[!-~]+)*)?")
 Headers = Iterable[tuple[str, str]]
 
 
+@direct
 class Phase(enum.Enum):
     """What the driver waits for; bound each by the time since it began, not since the last byte."""
 
@@ -112,6 +114,7 @@ class Request(Struct, frozen=True):
         return f"Request({self.method} {self.path}, {len(self.body)} bytes)"
 
 
+@direct
 class _Framing(enum.Enum):
     """How the body of a streamed answer is delimited."""
 

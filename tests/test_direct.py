@@ -398,6 +398,31 @@ def test_a_connection_that_is_not_made_in_time_is_told(loop: str) -> None:
     run(loop, main)
 
 
+def test_a_host_that_cannot_be_is_told(loop: str) -> None:
+    async def main() -> None:
+        # No label of a name is so long.
+        async with KINDS[loop](base_url=f"http://{'a' * 64}.test/v1") as transport:
+            for _ in range(2):
+                with pytest.raises(UpstreamUnreachable, match=r"no connection: .*too long"):
+                    await ask(transport)
+
+    run(loop, main)
+
+
+def test_a_place_is_given_back_where_nobody_listens(loop: str) -> None:
+    async def main() -> None:
+        async with listening(always(WHOLE)) as server:
+            async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
+                port = listener.extra(SocketAttribute.local_port)
+            nowhere = Account(name="nowhere", base_url=f"http://127.0.0.1:{port}/v1")
+            somewhere = Account(name="somewhere", base_url=server.url)
+            async with KINDS[loop](accounts=[nowhere, somewhere], max_connections=1) as both:
+                for _ in range(3):
+                    await ask(both)
+
+    run(loop, main)
+
+
 def test_closing_the_transport_ends_what_is_under_way(loop: str) -> None:
     async def serve(server: Server, peer: Peer) -> None:
         await peer.request()

@@ -217,7 +217,7 @@ class TrioNetwork(DirectNetwork[TrioConnection]):
                 raise Failed(CLOSED)
             if scope.cancelled_caught:
                 raise too_late(limit)
-        except OSError as error:
+        except Exception as error:
             connection.abort()
             raise no_connection(_cause(error)) from None
         except BaseException:
@@ -278,9 +278,9 @@ async def _connect(connection: TrioConnection) -> None:
     await secured(connection)
 
 
-def _cause(error: OSError) -> BaseException:
-    """What trio says of all addresses, if it is of one."""
+def _cause(error: Exception) -> BaseException:
+    """What was wrong with the only address, where trio speaks of all of them."""
     causes = error.__cause__
     if isinstance(causes, BaseExceptionGroup) and len(causes.exceptions) == 1:
         return causes.exceptions[0]
-    return causes if isinstance(causes, OSError) else error
+    return error

@@ -31,6 +31,8 @@ from typing import Final
 import h11
 from msgspec import Struct
 
+from deltawire.enums import direct
+
 MAX_HEAD: Final = 100 * 1024
 """Bytes of a head, those with a status of 1xx before it included; httpcore has the same."""
 MAX_CHUNK_LINE: Final = 4096
@@ -44,6 +46,7 @@ _HEXADECIMAL: Final = b"0123456789ABCDEFabcdef"
 _BODILESS: Final = frozenset({204, 304})
 
 
+@direct
 class State(enum.Enum):
     """Where the answer is."""
 
@@ -64,6 +67,7 @@ class Head(Struct, frozen=True):
     headers: Mapping[str, str]
 
 
+@direct
 class _Framing(enum.Enum):
     """How it is known where a body ends (RFC 9112 6.3)."""
 
