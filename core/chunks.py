@@ -94,7 +94,9 @@ class ChunkWriter:
         self._created: int | None = None
         self._model: str | None = None
         self._reasoning_block: Hashable | None = None
-        self._held_logprobs: list[TokenLogprob] = []
+        self._held_logprobs: list[TokenLogprob]
+        if self._stops is not None:
+            self._held_logprobs = []
         self._details = 0
         self._annotations = 0
         self._images = 0
@@ -305,7 +307,7 @@ class ChunkWriter:
         """
         frame = self.chunk_maker(sink, index)(_MARK).to_wire()
         prefix, _, suffix = frame.rpartition(msgspec.json.encode(_MARK))
-        return prefix, suffix
+        return prefix, _shared(suffix)
 
     def chunk_maker(self, sink: Sink, index: int) -> Callable[[str], Chunk]:
         """What makes a chunk of the text of such a delta."""
@@ -324,6 +326,12 @@ class ChunkWriter:
             return make(id, kind, created, model, [ChunkChoice(0, delta(text), None)], usage=None)
 
         return chunk
+
+
+@functools.lru_cache
+def _shared(data: bytes) -> bytes:
+    """One object for all that are equal: there are few, and many streams."""
+    return data
 
 
 def _content_delta(text: str) -> Delta:

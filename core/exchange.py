@@ -301,6 +301,7 @@ class Exchange(Generic[Out]):
     def _commit(self, call: Call) -> None:
         """There is no other attempt. What was asked, which may be long, is not kept any longer."""
         self._report, self._call = call.report, None
+        self._call_id = ""
         self._headers = _NO_HEADERS
 
     def receive_eof(self, now: float) -> Out | None:

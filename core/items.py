@@ -226,7 +226,7 @@ class Item(ABC):
     later snapshot adds to it either; an item that was closed empty may still be filled by one.
     """
 
-    __slots__ = ("announced", "call_id", "channels", "diverged", "done", "frozen", "id", "index")
+    __slots__ = ("announced", "call_id", "diverged", "done", "frozen", "id", "index")
 
     def __init__(self) -> None:
         self.id: str | None = None
@@ -236,7 +236,11 @@ class Item(ABC):
         self.done = False
         self.frozen = False
         self.diverged = False
-        self.channels: tuple[Channel, ...] = ()
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        """What can be received of it."""
+        return ()
 
     @property
     def received(self) -> bool:
@@ -262,15 +266,25 @@ class Item(ABC):
 class MessageItem(Item):
     """An assistant message; `place` is what was before it, as of a `ReasoningItem`."""
 
-    __slots__ = ("cited", "place", "refusal", "text")
+    __slots__ = ("_refusal", "cited", "place", "text")
 
     def __init__(self, sink: Sink, place: tuple[int, int]) -> None:
         super().__init__()
         self.place = place
         self.text = Channel(self, sink)
-        self.refusal = Channel(self, Sink.REFUSAL)
-        self.channels = (self.text, self.refusal)
+        self._refusal: Channel | None = None
         self.cited: Counter[tuple[str, int | None, int | None]] | None = None
+
+    @property
+    def refusal(self) -> Channel:
+        """Few messages have any."""
+        if self._refusal is None:
+            self._refusal = Channel(self, Sink.REFUSAL)
+        return self._refusal
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        return (self.text,) if self._refusal is None else (self.text, self._refusal)
 
     def agrees(self, snapshot: OutputItem) -> bool:
         text = "".join(texts_of(snapshot))
@@ -294,7 +308,10 @@ class ReasoningItem(Item):
         self.place = place
         self.raw = Channel(self, sink)
         self.summary = Channel(self, sink)
-        self.channels = (self.raw, self.summary)
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        return self.raw, self.summary
 
     def agrees(self, snapshot: OutputItem) -> bool:
         raw = "".join(texts_of(snapshot))
@@ -327,7 +344,6 @@ class CallItem(Item):
     def __init__(self, *, custom: bool) -> None:
         super().__init__()
         self.arguments = Channel(self, Sink.ARGUMENTS)
-        self.channels = (self.arguments,)
         self.custom = custom
         self.name: str | None = None
         self.identified = False
@@ -335,6 +351,10 @@ class CallItem(Item):
         self.complete = False
         self.position = -1
         self.waiting: list[str] = []
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        return (self.arguments,)
 
     def agrees(self, snapshot: OutputItem) -> bool:
         if self.name is not None and self.name != snapshot.name:

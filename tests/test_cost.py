@@ -33,7 +33,7 @@ FIXED = 1000
 KEPT = 8 * 1024
 # What an open stream of the server keeps, in bytes, and how long the request and the head of
 # upstream's answer are of which it should keep nothing.
-OPEN = 19 * 1024
+OPEN = 17 * 1024
 LONG = 50_000
 
 KINDS: dict[str, Callable[[str], str | Item]] = {

@@ -58,6 +58,9 @@ class DirectNetwork(Generic[C]):
         self._connections: set[C] = set()
         most_idle = 0 if keepalive_expiry == 0 else max_keepalive_connections
         self._places = Places[C](max_connections, most_idle, self._keep, self._use)
+        # What each connection is given; bound once, since there are many.
+        self._on_gone = self._forget
+        self._release = self._places.release
 
     async def send(self, step: Open, wait: float) -> DirectResponse:
         if self._closed:
@@ -79,7 +82,7 @@ class DirectNetwork(Generic[C]):
         )
         if connection is None:
             connection = await self._dial(target, limit)
-        response = connection.ask(wire, self._places.release)
+        response = connection.ask(wire, self._release)
         try:
             await response.wait_for_head()
         except BaseException:
