@@ -10,26 +10,19 @@ stands between the socket and the receiver, no task is woken, and nothing is que
 from __future__ import annotations
 
 import asyncio
-import select
 import ssl
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol, cast
+from typing import Final, Protocol, cast
 
+from deltawire.transports.failures import CLOSED_EARLY, CLOSED_HERE, broken
+from deltawire.transports.failures import Failed as Failed
 from deltawire.transports.http import Origin
+from deltawire.transports.readiness import is_readable
 from deltawire.transports.tls import TLSSession
 from deltawire.transports.wire import State, Wire
 
 # What an answer may be ahead of its reader: as much as httpx reads at once.
 _MAX_QUEUED: Final = 64 * 1024
-_CLOSED_EARLY: Final = "the connection was closed while it was made"
-
-
-class Failed(Exception):
-    """There is no answer, or no more of it; the text says why."""
-
-    def __init__(self, reason: str, *, late: bool = False) -> None:
-        super().__init__(reason)
-        self.late = late
 
 
 class Receiver(Protocol):
@@ -145,10 +138,7 @@ class DirectResponse:
         """The connection is gone."""
         if self._wire.over or self._error is not None:
             return
-        text = str(error or "") or "the connection was cut off"
-        if isinstance(error, ssl.SSLError) and self._wire.head is None:
-            text = no_tls(text)
-        self._error = Failed(text)
+        self._error = Failed(broken(error, answered=self._wire.head is not None))
         self._finish()
 
     def _finish(self) -> None:
@@ -179,7 +169,7 @@ class Connection(asyncio.Protocol):
         """Done when requests can be sent; fails if there will be no connection."""
         self.lost: asyncio.Future[None] = loop.create_future()
         """Done when its socket is closed."""
-        self.expiry: asyncio.TimerHandle | None = None
+        self._expiry: asyncio.TimerHandle | None = None
         self._on_gone: Callable[[Connection], None] | None = on_gone
         self._release: Callable[[Connection], None] | None = None
         self._transport: asyncio.Transport | None = None
@@ -215,7 +205,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         if self._response is not None:
             self._response.receive_break(error)
-        self._be_ready(error or ConnectionResetError(_CLOSED_EARLY))
+        self._be_ready(error or ConnectionResetError(CLOSED_EARLY))
         self._go()
         self._transport = None
         if not self.lost.done():
@@ -257,7 +247,17 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None or self._on_gone is None or transport.is_closing():
             return False
-        return not _is_readable(transport.get_extra_info("socket"))
+        return not is_readable(transport.get_extra_info("socket"))
+
+    def keep(self, seconds: float | None) -> None:
+        """Close it then, unless it is used before."""
+        if seconds is not None:
+            self._expiry = asyncio.get_running_loop().call_later(seconds, self.close)
+
+    def unkeep(self) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
 
     def ask(self, wire: Wire, release: Callable[[Connection], None]) -> DirectResponse:
         """Send a request. `release`: told when the connection is free for another one."""
@@ -298,7 +298,7 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """In good manners, but without waiting for the peer's. An answer under way is broken."""
         if self._response is not None:
-            self._response.receive_break(ConnectionAbortedError("the connection was closed here"))
+            self._response.receive_break(ConnectionAbortedError(CLOSED_HERE))
         if self._transport is not None and not self._transport.is_closing():
             if self._tls is not None:
                 self._transport.write(self._tls.end())
@@ -318,17 +318,3 @@ class Connection(asyncio.Protocol):
         on_gone, self._on_gone = self._on_gone, None
         if on_gone is not None:
             on_gone(self)
-
-
-def no_tls(text: str) -> str:
-    """The text of an error of TLS, with the settings to look at."""
-    return f"no TLS connection: {text} (verify, cert)"
-
-
-def _is_readable(sock: Any) -> bool:
-    """Whether there is something to read, an end included."""
-    if not hasattr(select, "poll"):
-        return bool(select.select([sock], [], [], 0)[0])
-    poll = select.poll()
-    poll.register(sock.fileno(), select.POLLIN)
-    return bool(poll.poll(0))

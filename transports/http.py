@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, Final, Self
+from urllib.request import getproxies
 
 from deltawire.errors import InvalidSetting
 from deltawire.steps import Open
@@ -207,6 +208,34 @@ def proxy_applies(proxies: Mapping[str, str], scheme: str, host: str) -> bool:
         each == "*" or each == host or (each and host.endswith("." + each.lstrip(".")))
         for each in exceptions
     )
+
+
+class DirectRoutes:
+    """Which URLs are reached by connections of our own, and what they say; each is read once."""
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+        # Read once, as httpx does it.
+        self._proxies: Mapping[str, str] = getproxies()
+        self._targets: dict[str, Target] = {}
+        self._applies: dict[str, bool] = {}
+
+    def target(self, url: str) -> Target:
+        """What the URL says."""
+        target = self._targets.get(url)
+        if target is None:
+            target = self._targets[url] = self._library.target(url)
+        return target
+
+    def applies(self, url: str) -> bool:
+        """Whether no proxy has to be asked."""
+        applies = self._applies.get(url)
+        if applies is None:
+            target = self.target(url)
+            known = target.scheme in ("http", "https")
+            proxied = proxy_applies(self._proxies, target.scheme, target.origin[1])
+            applies = self._applies[url] = known and not proxied
+        return applies
 
 
 def content_coding(headers: Mapping[str, str]) -> str | None:

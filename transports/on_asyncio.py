@@ -9,8 +9,7 @@ from collections.abc import Awaitable, Callable, Generator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from types import coroutine
-from typing import Any, ClassVar, TypeVar, Unpack
-from urllib.request import getproxies
+from typing import Any, ClassVar, TypeVar
 
 import anyio
 
@@ -18,10 +17,10 @@ from deltawire.errors import LocalProtocolError
 from deltawire.renderings import AsFrames
 from deltawire.transports.asynchronous import AsyncTransport, Runtime, Timer
 from deltawire.transports.direct import DirectNetwork
-from deltawire.transports.http import Library, proxy_applies
+from deltawire.transports.http import DirectRoutes, Library
 from deltawire.transports.network import Network
 from deltawire.transports.push import PushedCall, PushedStream
-from deltawire.transports.settings import OnAttempt, Settings
+from deltawire.transports.settings import OnAttempt
 
 T = TypeVar("T")
 
@@ -37,35 +36,23 @@ class AsyncioTransport(AsyncTransport):
 
     extra: ClassVar[str] = "asyncio"
     _direct: DirectNetwork | None = None
-
-    def __init__(self, **settings: Unpack[Settings]) -> None:
-        self._proxies: Mapping[str, str] = {}
-        self._goes_direct: dict[str, bool] = {}
-        super().__init__(**settings)
+    _routes: DirectRoutes
 
     def _make_client(
         self, library: Library, network: Mapping[str, Any], proxy: str | None, tls: ssl.SSLContext
     ) -> Any:
         if proxy is None:
-            # Read once, as httpx does it.
-            self._proxies = getproxies()
-            self._direct = DirectNetwork(library.target, tls, **network)
+            self._routes = DirectRoutes(library)
+            self._direct = DirectNetwork(self._routes.target, tls, **network)
         return super()._make_client(library, network, proxy, tls)
 
     def _make_runtime(self) -> Runtime:
         return AsyncioRuntime()
 
     def _route(self, url: str) -> Network:
-        direct = self._direct
-        if direct is None:
-            return self._network
-        goes_direct = self._goes_direct.get(url)
-        if goes_direct is None:
-            target = self._library.target(url)
-            known = target.scheme in ("http", "https")
-            applies = proxy_applies(self._proxies, target.scheme, target.origin[1])
-            goes_direct = self._goes_direct[url] = known and not applies
-        return direct if goes_direct else self._network
+        if self._direct is not None and self._routes.applies(url):
+            return self._direct
+        return self._network
 
     def push_wire(
         self,

@@ -1,8 +1,8 @@
 """`Wire`: the client's side of one HTTP/1.1 request and its answer, without I/O.
 
 What may live here: a request to bytes, bytes to the head and the body of its answer, and whether
-the connection can be used again. What may not: sockets, clocks, and what an answer means. Caller:
-`direct`.
+the connection can be used again. What may not: sockets, clocks, and what an answer means. Callers:
+`direct` and `sockets`.
 
 Theory of operation
 -------------------
@@ -29,6 +29,10 @@ from typing import Final
 
 import h11
 from msgspec import Struct
+
+from deltawire.steps import UpstreamRequest
+from deltawire.transports.failures import Failed
+from deltawire.transports.http import Target
 
 MAX_HEAD: Final = 100 * 1024
 """Bytes of a head, those with a status of 1xx before it included; httpcore has the same."""
@@ -262,6 +266,15 @@ class Wire:
         self.reusable = self._in_chunks = False
         self._held = b""
         return b""
+
+
+def wire_for(target: Target, request: UpstreamRequest) -> Wire:
+    """The request on its way to the target. Raises Failed for what HTTP cannot carry."""
+    headers = target.headers(request.headers, request.body)
+    try:
+        return Wire(request.method, target.path, headers, request.body)
+    except (h11.LocalProtocolError, UnicodeEncodeError) as error:
+        raise Failed(str(error)) from None
 
 
 def _joined(fields: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
