@@ -485,8 +485,8 @@ def serve(
 ) -> None:
     """Serve until `stop` is set, and then for as long as running answers may take.
 
-    started: is given the port. A thread that waits for the head of an upstream's answer at the end
-    cannot be interrupted and is left behind; it holds no process up.
+    started: is given the port. A thread that at the end waits for what cannot be interrupted, which
+    `SyncStream.hang_up` names, is left behind; it holds no process up.
     """
     settings = service.config.server
     listener = listen(settings)

@@ -1,4 +1,7 @@
-"""Connections to upstream that are asyncio's own: when one is made, kept, used again and closed."""
+"""Connections to upstream that are our own: when one is made, kept, used again and closed.
+
+Upstream runs in an event loop, and so do the calls: those that block, each in a thread of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import httpx
@@ -15,6 +19,7 @@ from hypothesis import strategies as st
 
 from deltawire.accounts import Account
 from deltawire.attempts import Timeouts
+from deltawire.chat import ChatCompletion
 from deltawire.errors import (
     LocalProtocolError,
     UpstreamError,
@@ -22,8 +27,7 @@ from deltawire.errors import (
     UpstreamUnreachable,
 )
 from deltawire.testing import Answer, expected, write_frames
-from deltawire.transports import AsyncioTransport
-from deltawire.transports.direct import DirectNetwork
+from deltawire.transports import AsyncioTransport, SyncTransport
 from deltawire.transports.http import installed_library, proxy_applies
 from upstream import LIMIT
 
@@ -33,6 +37,7 @@ TEXT: Final = expected(ANSWER).content
 FRAMES: Final = b"".join(write_frames(ANSWER))
 HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 WHOLE: Final = HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(FRAMES), FRAMES)
+LAST: Final = WHOLE.replace(HEAD, HEAD + b"Connection: close\r\n")
 SOON: Final = 0.2
 
 pytestmark = pytest.mark.usefixtures("no_proxy")
@@ -100,32 +105,62 @@ def once(answer: bytes) -> Serve:
 
 def run(main: Coroutine[Any, Any, None]) -> None:
     async def limited() -> None:
-        async with asyncio.timeout(LIMIT):
-            await main
+        with ThreadPoolExecutor(32) as threads:
+            asyncio.get_running_loop().set_default_executor(threads)
+            async with asyncio.timeout(LIMIT):
+                await main
 
     asyncio.run(limited())
 
 
-async def ask(transport: AsyncioTransport) -> None:
-    completion = await transport.create(REQUEST)
+Kind = type[AsyncioTransport] | type[SyncTransport]
+Transport = AsyncioTransport | SyncTransport
+
+every_kind = pytest.mark.parametrize("kind", [AsyncioTransport, SyncTransport])
+
+
+async def create(transport: Transport, request: Any = REQUEST) -> ChatCompletion:
+    if isinstance(transport, SyncTransport):
+        return await asyncio.to_thread(transport.create, request)
+    return await transport.create(request)
+
+
+async def ask(transport: Transport) -> None:
+    completion = await create(transport)
     assert completion.choices[0].message.content == TEXT
 
 
+async def close(transport: Transport) -> None:
+    if isinstance(transport, SyncTransport):
+        await asyncio.to_thread(transport.close)
+    else:
+        await transport.aclose()
+
+
 @contextlib.asynccontextmanager
-async def serving(serve: Serve, **settings: Any) -> AsyncIterator[tuple[Server, AsyncioTransport]]:
-    async with (
-        Server(serve) as server,
-        AsyncioTransport(base_url=server.url, **settings) as transport,
-    ):
+async def opened(kind: Kind, **settings: Any) -> AsyncIterator[Transport]:
+    transport = kind(**settings)
+    try:
+        yield transport
+    finally:
+        await close(transport)
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    kind: Kind, serve: Serve, **settings: Any
+) -> AsyncIterator[tuple[Server, Transport]]:
+    async with Server(serve) as server, opened(kind, base_url=server.url, **settings) as transport:
         yield server, transport
 
 
 # Which connection is used.
 
 
-def test_a_connection_that_upstream_closed_meanwhile_is_not_used() -> None:
+@every_kind
+def test_a_connection_that_upstream_closed_meanwhile_is_not_used(kind: Kind) -> None:
     async def main() -> None:
-        async with serving(once(WHOLE)) as (server, transport):
+        async with serving(kind, once(WHOLE)) as (server, transport):
             for n in range(1, 4):
                 await ask(transport)
                 assert await server.closed.get() == n
@@ -135,9 +170,10 @@ def test_a_connection_that_upstream_closed_meanwhile_is_not_used() -> None:
 
 
 @pytest.mark.parametrize("dirt", [b"HTTP/1.1 408 Too Slow\r\n\r\n", b"\0"])
-def test_what_comes_unasked_ends_a_connection(dirt: bytes) -> None:
+@every_kind
+def test_what_comes_unasked_ends_a_connection(kind: Kind, dirt: bytes) -> None:
     async def main() -> None:
-        async with serving(always(WHOLE + dirt)) as (server, transport):
+        async with serving(kind, always(WHOLE + dirt)) as (server, transport):
             for n in range(1, 4):
                 await ask(transport)
                 assert await server.closed.get() == n
@@ -145,7 +181,8 @@ def test_what_comes_unasked_ends_a_connection(dirt: bytes) -> None:
     run(main())
 
 
-def test_a_kept_connection_that_dies_under_a_request_is_no_answer() -> None:
+@every_kind
+def test_a_kept_connection_that_dies_under_a_request_is_no_answer(kind: Kind) -> None:
     """As with httpx: whether upstream saw the request cannot be known."""
 
     async def serve(
@@ -156,7 +193,7 @@ def test_a_kept_connection_that_dies_under_a_request_is_no_answer() -> None:
         await next_request(reader)
 
     async def main() -> None:
-        async with serving(serve) as (server, transport):
+        async with serving(kind, serve) as (server, transport):
             await ask(transport)
             with pytest.raises(UpstreamUnreachable, match="closed without an answer"):
                 await ask(transport)
@@ -166,7 +203,8 @@ def test_a_kept_connection_that_dies_under_a_request_is_no_answer() -> None:
     run(main())
 
 
-def test_a_connection_whose_request_was_not_read_is_not_used_again() -> None:
+@every_kind
+def test_a_connection_whose_request_was_not_read_is_not_used_again(kind: Kind) -> None:
     async def serve(
         server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
@@ -178,20 +216,22 @@ def test_a_connection_whose_request_was_not_read_is_not_used_again() -> None:
             pass
 
     async def main() -> None:
-        async with serving(serve) as (server, transport):
+        async with serving(kind, serve) as (server, transport):
             message = {"role": "user", "content": "x" * 20_000_000}
             for n in (1, 2):
                 server.may_read.clear()
-                await transport.create({**REQUEST, "messages": [message]})
+                await create(transport, {**REQUEST, "messages": [message]})
                 server.may_read.set()
                 assert await server.closed.get() == n
 
     run(main())
 
 
-def test_a_connection_is_kept_no_longer_than_its_expiry() -> None:
+def test_a_connection_is_closed_when_its_expiry_has_passed() -> None:
+    kind = AsyncioTransport
+
     async def main() -> None:
-        async with serving(always(WHOLE), keepalive_expiry=SOON) as (server, transport):
+        async with serving(kind, always(WHOLE), keepalive_expiry=SOON) as (server, transport):
             await ask(transport)
             # Nothing else closes it.
             assert await server.closed.get() == 1
@@ -201,17 +241,34 @@ def test_a_connection_is_kept_no_longer_than_its_expiry() -> None:
     run(main())
 
 
-@pytest.mark.parametrize("settings", [{"max_keepalive_connections": 0}, {"keepalive_expiry": 0}])
-def test_no_connection_may_be_kept(settings: Any) -> None:
+def test_a_connection_of_threads_is_closed_when_one_is_looked_for_after_its_expiry() -> None:
     async def main() -> None:
-        async with serving(always(WHOLE), **settings) as (server, transport):
+        async with serving(SyncTransport, always(WHOLE), keepalive_expiry=1e-9) as (
+            server,
+            transport,
+        ):
+            for n in range(1, 4):
+                await ask(transport)
+                assert server.connections == n
+            assert await server.closed.get() == 1
+            assert await server.closed.get() == 2
+
+    run(main())
+
+
+@pytest.mark.parametrize("settings", [{"max_keepalive_connections": 0}, {"keepalive_expiry": 0}])
+@every_kind
+def test_no_connection_may_be_kept(kind: Kind, settings: Any) -> None:
+    async def main() -> None:
+        async with serving(kind, always(WHOLE), **settings) as (server, transport):
             await ask(transport)
             assert await server.closed.get() == 1
 
     run(main())
 
 
-def test_of_many_connections_some_are_kept() -> None:
+@every_kind
+def test_of_many_connections_some_are_kept(kind: Kind) -> None:
     async def main() -> None:
         together = asyncio.Barrier(5)
 
@@ -223,7 +280,7 @@ def test_of_many_connections_some_are_kept() -> None:
                 await together.wait()
                 writer.write(WHOLE)
 
-        async with serving(serve, max_keepalive_connections=2) as (server, transport):
+        async with serving(kind, serve, max_keepalive_connections=2) as (server, transport):
             await asyncio.gather(*(ask(transport) for _ in range(5)))
             for _ in range(3):
                 await server.closed.get()
@@ -235,18 +292,22 @@ def test_of_many_connections_some_are_kept() -> None:
 # How many there may be.
 
 
-def test_calls_wait_for_a_connection_in_turn() -> None:
+@every_kind
+def test_calls_wait_for_a_connection_in_turn(kind: Kind) -> None:
     async def main() -> None:
-        async with serving(always(WHOLE), max_connections=2) as (server, transport):
+        async with serving(kind, always(WHOLE), max_connections=2) as (server, transport):
             await asyncio.gather(*(ask(transport) for _ in range(20)))
             assert server.connections <= 2
 
     run(main())
 
 
-def test_calls_wait_for_a_place_where_none_is_kept() -> None:
+@every_kind
+def test_calls_wait_for_a_place_where_none_is_kept(kind: Kind) -> None:
     async def main() -> None:
-        async with serving(once(WHOLE), max_connections=2) as (server, transport):
+        # Between threads, one that is handed on may be closed before its FIN is there.
+        answer = LAST if kind is SyncTransport else WHOLE
+        async with serving(kind, once(answer), max_connections=2) as (server, transport):
             most = 0
 
             async def watched() -> None:
@@ -261,11 +322,12 @@ def test_calls_wait_for_a_place_where_none_is_kept() -> None:
     run(main())
 
 
-def test_a_connection_elsewhere_makes_room() -> None:
+@every_kind
+def test_a_connection_elsewhere_makes_room(kind: Kind) -> None:
     async def main() -> None:
         async with Server(always(WHOLE)) as one, Server(always(WHOLE)) as two:
             accounts = [Account(name="1", base_url=one.url), Account(name="2", base_url=two.url)]
-            async with AsyncioTransport(accounts=accounts, max_connections=1) as transport:
+            async with opened(kind, accounts=accounts, max_connections=1) as transport:
                 for _ in range(10):
                     await ask(transport)
                 await asyncio.gather(*(ask(transport) for _ in range(10)))
@@ -276,7 +338,8 @@ def test_a_connection_elsewhere_makes_room() -> None:
     run(main())
 
 
-def test_a_call_does_not_wait_for_ever_for_a_place() -> None:
+@every_kind
+def test_a_call_does_not_wait_for_ever_for_a_place(kind: Kind) -> None:
     async def main() -> None:
         held = asyncio.Event()
 
@@ -288,7 +351,8 @@ def test_a_call_does_not_wait_for_ever_for_a_place() -> None:
             writer.write(WHOLE)
 
         timeouts = Timeouts(connect=SOON)
-        async with serving(serve, max_connections=1, timeouts=timeouts) as (server, transport):
+        settings: Any = {"max_connections": 1, "timeouts": timeouts}
+        async with serving(kind, serve, **settings) as (server, transport):
             first = asyncio.create_task(ask(transport))
             while not server.connections:
                 await asyncio.sleep(0)
@@ -305,7 +369,10 @@ def test_a_call_does_not_wait_for_ever_for_a_place() -> None:
 @pytest.mark.parametrize("rounds", range(8))
 def test_who_leaves_while_waiting_takes_no_place_along(rounds: int) -> None:
     async def main() -> None:
-        async with serving(always(WHOLE), max_connections=1) as (server, transport):
+        async with serving(AsyncioTransport, always(WHOLE), max_connections=1) as (
+            server,
+            transport,
+        ):
             first = asyncio.create_task(ask(transport))
             second = asyncio.create_task(ask(transport))
             for _ in range(rounds):
@@ -320,7 +387,8 @@ def test_who_leaves_while_waiting_takes_no_place_along(rounds: int) -> None:
     run(main())
 
 
-def test_a_connection_that_is_not_made_in_time_is_told() -> None:
+@every_kind
+def test_a_connection_that_is_not_made_in_time_is_told(kind: Kind) -> None:
     async def silent(
         server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
@@ -331,7 +399,7 @@ def test_a_connection_that_is_not_made_in_time_is_told() -> None:
             # TCP is there, and TLS never will be.
             url = server.url.replace("http:", "https:")
             timeouts = Timeouts(connect=SOON)
-            async with AsyncioTransport(base_url=url, timeouts=timeouts) as transport:
+            async with opened(kind, base_url=url, timeouts=timeouts) as transport:
                 reason = r"no connection within 0\.2 s \(timeouts\.connect\)"
                 with pytest.raises(UpstreamTimeout, match=reason):
                     await ask(transport)
@@ -340,7 +408,8 @@ def test_a_connection_that_is_not_made_in_time_is_told() -> None:
     run(main())
 
 
-def test_closing_the_transport_ends_what_is_under_way() -> None:
+@every_kind
+def test_closing_the_transport_ends_what_is_under_way(kind: Kind) -> None:
     async def silent(
         server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
@@ -350,12 +419,12 @@ def test_closing_the_transport_ends_what_is_under_way() -> None:
 
     async def main() -> None:
         async with Server(silent) as server:
-            transport = AsyncioTransport(base_url=server.url, max_connections=1)
+            transport = kind(base_url=server.url, max_connections=1)
             under_way = asyncio.create_task(ask(transport))
             waiting = asyncio.create_task(ask(transport))
-            while not server.connections:
+            while not (server.connections and _who_waits(transport)):
                 await asyncio.sleep(0)
-            await transport.aclose()
+            await close(transport)
             for task in (under_way, waiting):
                 with pytest.raises(UpstreamError, match="closed"):
                     await task
@@ -364,6 +433,11 @@ def test_closing_the_transport_ends_what_is_under_way() -> None:
                 await ask(transport)
 
     run(main())
+
+
+def _who_waits(transport: Transport) -> int:
+    assert transport._direct is not None
+    return len(transport._direct._places._waiting)
 
 
 # Memory.
@@ -388,7 +462,10 @@ def test_an_upstream_that_is_ahead_of_its_reader_waits() -> None:
                 sent += len(piece)
             writer.write(b"0\r\n\r\n")
 
-        async with serving(serve, api="chat") as (_, transport):
+        async with (
+            Server(serve) as server,
+            AsyncioTransport(base_url=server.url, api="chat") as transport,
+        ):
             async with transport.stream_wire(REQUEST) as answer:
                 read = len(await anext(aiter(answer)))
                 before = -1
@@ -445,17 +522,18 @@ def test_where_httpx_would_use_a_proxy_none_is_passed_by(
         assert not proxy_applies(found, target.scheme, target.origin[1])
 
 
-def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+@every_kind
+def test_a_proxy_of_the_environment_is_used(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with Server(always(WHOLE)) as proxy:
             monkeypatch.setenv("http_proxy", proxy.url)
-            async with AsyncioTransport(base_url="http://example.test/v1") as transport:
+            async with opened(kind, base_url="http://example.test/v1") as transport:
                 await ask(transport)
             assert proxy.connections == 1
             monkeypatch.setenv("no_proxy", "127.0.0.1")
-            async with serving(always(WHOLE)) as (server, transport):
+            async with serving(kind, always(WHOLE)) as (server, transport):
                 await ask(transport)
-                assert isinstance(transport._route(server.url), DirectNetwork)
+                assert transport._route(server.url) is transport._direct
                 assert server.connections == 1
             assert proxy.connections == 1
 

@@ -1,7 +1,7 @@
 """What a request goes out by while its thread blocks: `Network`, and the one that is httpx's.
 
 The loop between exchange and network is in `sync`, which knows no more of a network than is said
-here. The other one is `sockets`.
+here. The other one is `pool`.
 """
 
 from __future__ import annotations

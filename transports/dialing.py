@@ -1,7 +1,7 @@
 """`Dialing`: one connection in the making, over blocking sockets.
 
 What may live here: which address is tried when. What may not: what a connection is for. Caller:
-`sockets`.
+`pool`.
 
 All addresses of a name are tried, each one a moment after the one before it (RFC 8305 5), so that
 one that does not answer does not take all the time; the first that answers wins. The system's

@@ -1,6 +1,6 @@
 """`Failed`: what goes wrong on connections of our own, in the same words whoever drives them.
 
-Callers: `connection` and `direct` on asyncio, `dialing` and `sockets` on threads, and `wire`.
+Callers: `connection` and `direct` on asyncio, `dialing`, `sockets` and `pool` on threads, `wire`.
 """
 
 from __future__ import annotations

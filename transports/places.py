@@ -1,6 +1,6 @@
 """`Places`: which connections are kept, and who waits for one. No I/O, no clock, no locks.
 
-Callers: `direct` and `sockets`, which make the connections and wait; the rule of who gets what is
+Callers: `direct` and `pool`, which make the connections and wait; the rule of who gets what is
 here, once.
 
 A place is what `max_connections` counts: a connection has one from before it is made until it is

@@ -37,8 +37,8 @@ from deltawire.transports.http import (
     can_decode,
     content_coding,
 )
+from deltawire.transports.pool import SocketNetwork
 from deltawire.transports.settings import NOTHING, OnAttempt, Settings, Transport
-from deltawire.transports.sockets import SocketNetwork
 from deltawire.transports.watchdog import Watchdog
 
 Out = TypeVar("Out")
@@ -225,7 +225,7 @@ class SyncTransport(Transport):
     context manager; many threads may use one.
 
     Without a client, where no proxy applies, and not on Windows, it has connections of its own:
-    `sockets`.
+    `pool`.
     """
 
     blocking: ClassVar[bool] = True

@@ -2,7 +2,7 @@
 
 What may live here: a request to bytes, bytes to the head and the body of its answer, and whether
 the connection can be used again. What may not: sockets, clocks, and what an answer means. Callers:
-`direct` and `sockets`.
+`direct` and `pool`.
 
 Theory of operation
 -------------------
