@@ -10,7 +10,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Final
 
-Work = Callable[[], None]
+Work = Callable[[], object]
 
 # Seconds that a thread waits for more to do.
 _LINGER: Final = 5.0

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from deltawire.steps import Open
 from deltawire.transports.failures import Failed
 from deltawire.transports.http import Library, request_arguments
-from deltawire.transports.network import Trouble
+from deltawire.transports.network import Answered, Trouble
 from deltawire.transports.watchdog import Guard, Watchdog, shut_down
 
 
@@ -51,15 +51,8 @@ class Line:
                 self._interrupt()
 
 
-class Response(Protocol):
+class Response(Answered, Protocol):
     """The answer to one request, once its head is there."""
-
-    @property
-    def status(self) -> int: ...
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """The names are in lower case, or do not care."""
 
     def read(self, deadline: float, now: float) -> bytes:
         """What came next of the body, b"" at its end. Raises the network's errors.

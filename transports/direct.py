@@ -40,7 +40,7 @@ _HAPPY_EYEBALLS: Final = 0.25
 class DirectNetwork:
     """The connections of one transport.
 
-    target: what a URL says. tls: for https. The limits are those of `Transport`.
+    target: what a URL says. tls: for https.
     """
 
     errors: tuple[type[Exception], ...] = (Failed,)
@@ -49,21 +49,14 @@ class DirectNetwork:
         self,
         target: Callable[[str], Target],
         tls: ssl.SSLContext,
-        *,
-        max_connections: int | None,
-        max_keepalive_connections: int | None,
-        keepalive_expiry: float | None,
+        places: Places[Connection],
     ) -> None:
         self._target = target
         self._tls = tls
-        # As httpx's client does it.
-        tls.set_alpn_protocols(["http/1.1"])
         self._closed = False
         self._connections: set[Connection] = set()
         self._dialing: set[asyncio.Task[Any]] = set()
-        self._places: Places[Connection] = Places(
-            max_connections, max_keepalive_connections, keepalive_expiry
-        )
+        self._places = places
 
     # Requests.
 

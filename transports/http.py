@@ -69,6 +69,8 @@ class Library:
     def tls(self, verify: bool | ssl.SSLContext) -> ssl.SSLContext:
         """The context that the library would use."""
         context: ssl.SSLContext = self._create_ssl_context(verify=verify)
+        # As its client does it, which not every connection is of.
+        context.set_alpn_protocols(["http/1.1"])
         return context
 
     def is_timeout(self, error: Exception) -> bool:

@@ -19,6 +19,7 @@ from deltawire.transports.asynchronous import AsyncTransport, Runtime, Timer
 from deltawire.transports.direct import DirectNetwork
 from deltawire.transports.http import DirectRoutes, Library
 from deltawire.transports.network import Network
+from deltawire.transports.places import Places
 from deltawire.transports.push import PushedCall, PushedStream
 from deltawire.transports.settings import OnAttempt
 
@@ -43,7 +44,7 @@ class AsyncioTransport(AsyncTransport):
     ) -> Any:
         if proxy is None:
             self._routes = DirectRoutes(library)
-            self._direct = DirectNetwork(self._routes.target, tls, **network)
+            self._direct = DirectNetwork(self._routes.target, tls, Places(**network))
         return super()._make_client(library, network, proxy, tls)
 
     def _make_runtime(self) -> Runtime:

@@ -61,6 +61,7 @@ class Places(Generic[C]):
 
     def __init__(
         self,
+        *,
         max_connections: int | None,
         max_keepalive_connections: int | None,
         keepalive_expiry: float | None,

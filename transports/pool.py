@@ -35,34 +35,27 @@ _now = time.monotonic
 class SocketNetwork:
     """The connections of one transport.
 
-    target: what a URL says. tls: for https. The limits are those of `Transport`.
+    target: what a URL says. tls: for https.
     """
 
     errors: tuple[type[Exception], ...] = (Failed,)
 
     def __init__(
         self,
+        watchdog: Watchdog,
         target: Callable[[str], Target],
         tls: ssl.SSLContext,
-        watchdog: Watchdog,
-        *,
-        max_connections: int | None,
-        max_keepalive_connections: int | None,
-        keepalive_expiry: float | None,
+        places: Places[Connection],
     ) -> None:
+        self._watchdog = watchdog
         self._target = target
         self._tls = tls
-        # As httpx's client does it.
-        tls.set_alpn_protocols(["http/1.1"])
-        self._watchdog = watchdog
         # Of everything below. A connection that is closed under it comes back to `_forget`.
         self._lock = threading.RLock()
         self._closed = False
         self._connections: set[Connection] = set()
         self._dialing: set[Dialing] = set()
-        self._places: Places[Connection] = Places(
-            max_connections, max_keepalive_connections, keepalive_expiry
-        )
+        self._places = places
 
     def send(self, step: Open, limit: float, now: float, line: Line) -> SocketResponse:
         target = self._target(step.request.url)

@@ -63,7 +63,8 @@ class Connection:
         self.expires = math.inf
         self._on_gone: Callable[[Connection], None] | None = on_gone
         self._tls = TLSSession(tls, origin[1]) if origin[0] else None
-        self._unsent = b""
+        # A view, for a request may be large, and go out in many pieces.
+        self._unsent = memoryview(b"")
         self._is_heard = True
 
     def shake_hands(self, until: float) -> None:
@@ -138,7 +139,7 @@ class Connection:
         return self._receive_secured(self._tls)
 
     def send(self, data: bytes) -> None:
-        self._unsent = self._unsent + data if self._unsent else data
+        self._unsent = memoryview(b"".join((self._unsent, data)) if self._unsent else data)
         self._flush()
 
     def _receive_secured(self, session: TLSSession) -> bytes:
@@ -171,17 +172,15 @@ class Connection:
                 self._flush()
 
     def _flush(self) -> None:
-        unsent = memoryview(self._unsent)
         try:
-            while unsent:
-                unsent = unsent[self.peer.send(unsent, _AT_ONCE) :]
+            while self._unsent:
+                self._unsent = self._unsent[self.peer.send(self._unsent, _AT_ONCE) :]
         except BlockingIOError:
             pass
         except OSError:
             # It may have answered before, without reading to the end.
             self._is_heard = False
-            unsent = unsent[:0]
-        self._unsent = bytes(unsent)
+            self._unsent = memoryview(b"")
 
     # Its end.
 

@@ -37,6 +37,7 @@ from deltawire.transports.http import (
     can_decode,
     content_coding,
 )
+from deltawire.transports.places import Places
 from deltawire.transports.pool import SocketNetwork
 from deltawire.transports.settings import NOTHING, OnAttempt, Settings, Transport
 from deltawire.transports.watchdog import Watchdog
@@ -245,7 +246,9 @@ class SyncTransport(Transport):
     ) -> Any:
         if proxy is None and os.name == "posix":
             self._routes = DirectRoutes(library)
-            self._direct = SocketNetwork(self._routes.target, tls, self._watchdog, **network)
+            self._direct = SocketNetwork(
+                self._watchdog, self._routes.target, tls, Places(**network)
+            )
         return super()._make_client(library, network, proxy, tls)
 
     def _route(self, url: str) -> Network:
