@@ -20,10 +20,12 @@ from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Final, Literal
 
 from deltawire.chat import Failure
 from deltawire.dialects import Dialect, dialect_for_url
+from deltawire.enums import direct
 from deltawire.errors import InvalidSetting
 
 OPENAI_URL: Final = "https://api.openai.com/v1"
@@ -110,12 +112,14 @@ class Account:
             headers=(*self.headers, *more),
         )
 
-    @property
+    # Asked for with every request, and the same every time.
+
+    @cached_property
     def url(self) -> str:
         """Where responses are asked for."""
         return endpoint(self._base_url)
 
-    @property
+    @cached_property
     def chat_url(self) -> str:
         """Where completions are asked for, if the upstream speaks Chat Completions."""
         return endpoint(self._base_url, "chat")
@@ -125,7 +129,7 @@ class Account:
         """The base URL in a form that messages may have: a query can hold a key."""
         return self._base_url.partition("?")[0]
 
-    @property
+    @cached_property
     def secrets(self) -> tuple[str, ...]:
         """What no message may repeat."""
         values = [value for _, value in self.headers]
@@ -138,7 +142,7 @@ class Account:
         texts = (self.key or "", *values, *words)
         return tuple(text for text in texts if len(text) >= _SECRET_SIZE)
 
-    @property
+    @cached_property
     def speaks(self) -> Dialect:
         """The dialect of its upstream."""
         return self.dialect or dialect_for_url(self._base_url)
@@ -192,6 +196,7 @@ def _check_header(setting: str, value: str) -> None:
         raise InvalidSetting(setting, "expected no blank at its beginning or end, found one")
 
 
+@direct
 class Health(enum.Enum):
     """What an attempt says of its account."""
 

@@ -7,6 +7,7 @@ it answers. What may not: attempts and their order, which is `exchange`'s, the o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
@@ -71,6 +72,16 @@ class TranslatedCall:
     Raises InvalidRequest for a request that nobody could answer, UnsupportedField, if `strict`,
     for one of which anything is lost whoever is asked.
     """
+
+    __slots__ = (
+        "_chat_request",
+        "_strict",
+        "_translation",
+        "_translations",
+        "_without_reasoning",
+        "affinity",
+        "model",
+    )
 
     def __init__(
         self, chat_request: Mapping[str, Any], accounts: Sequence[Account], *, strict: bool
@@ -140,6 +151,13 @@ class RelayedCall:
     InvalidRequest for one that cannot be sent.
     """
 
+    __slots__ = (
+        "_body",
+        "_data",
+        "affinity",
+        "model",
+    )
+
     def __init__(self, chat_request: Mapping[str, Any], accounts: Sequence[Account]) -> None:
         reader = Reader()
         self._body = dict(reader.mapping(chat_request, ""))
@@ -205,6 +223,14 @@ def _serving(model: str, accounts: Iterable[Account]) -> list[Account]:
 
 
 def _upstream_request(account: Account, url: str, data: bytes, streamed: bool) -> UpstreamRequest:
+    headers = list(_headers(account.headers, account.key, streamed))
+    return UpstreamRequest(url, headers, data, account)
+
+
+@functools.lru_cache
+def _headers(
+    given: tuple[tuple[str, str], ...], key: str | None, streamed: bool
+) -> tuple[tuple[str, str], ...]:
     headers = [
         ("Content-Type", "application/json"),
         ("Accept", "text/event-stream" if streamed else "application/json"),
@@ -212,11 +238,11 @@ def _upstream_request(account: Account, url: str, data: bytes, streamed: bool) -
         ("Accept-Encoding", "identity"),
         ("User-Agent", f"deltawire/{__version__}"),
     ]
-    own = {name.lower() for name, _ in account.headers}
+    own = {name.lower() for name, _ in given}
     headers = [each for each in headers if each[0].lower() not in own]
-    if account.key is not None and "authorization" not in own:
-        headers.append(("Authorization", f"Bearer {account.key}"))
-    return UpstreamRequest(url, [*headers, *account.headers], data, account)
+    if key is not None and "authorization" not in own:
+        headers.append(("Authorization", f"Bearer {key}"))
+    return (*headers, *given)
 
 
 def _encoded(body: Json) -> bytes:

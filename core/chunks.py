@@ -52,6 +52,27 @@ _MARK: Final = "\0"
 class ChunkWriter:
     """The chunks of one completion. After its end, whatever it is told is not said."""
 
+    __slots__ = (
+        "_annotations",
+        "_created",
+        "_defaults",
+        "_details",
+        "_held_logprobs",
+        "_id",
+        "_images",
+        "_include_usage",
+        "_model",
+        "_out",
+        "_reasoning_block",
+        "_reasoning_key",
+        "_stops",
+        "calls",
+        "empty",
+        "ended",
+        "started",
+        "stopped",
+    )
+
     def __init__(
         self,
         *,
@@ -74,8 +95,7 @@ class ChunkWriter:
         self._details = 0
         self._annotations = 0
         self._images = 0
-        self.out: list[Event] = []
-        """What was said since somebody last took it away."""
+        self._out: list[Event] = []
         self.started = False
         """The role chunk was said."""
         self.ended = False
@@ -106,6 +126,11 @@ class ChunkWriter:
     def holds_content(self) -> bool:
         """Whether content may be held back, in case it begins a stop sequence."""
         return self._stops is not None
+
+    def take(self) -> list[Event]:
+        """What was said since this was last asked for."""
+        said, self._out = self._out, []
+        return said
 
     def identify(self, response: Response) -> None:
         """Fill in what is not known yet; after the first chunk, nothing changes any more."""
@@ -232,15 +257,15 @@ class ChunkWriter:
         if not self.ended:
             self.ended = True
             if self._include_usage and usage is not None:
-                self.out.append(self._chunk([], usage))
-            self.out.append(Done())
+                self._out.append(self._chunk([], usage))
+            self._out.append(Done())
 
     def fail(self, failure: Failure) -> None:
         """Say the failure; nothing follows it."""
         self.release()
         if not self.ended:
             self.ended = True
-            self.out.append(failure)
+            self._out.append(failure)
 
     def _say(
         self,
@@ -258,9 +283,9 @@ class ChunkWriter:
         if not self.started:
             self.started = True
             role = Delta(role="assistant", content="")
-            self.out.append(self._chunk([ChunkChoice(0, role, None)]))
+            self._out.append(self._chunk([ChunkChoice(0, role, None)]))
         choice = ChunkChoice(0, delta, finish_reason, Logprobs(logprobs) if logprobs else None)
-        self.out.append(self._chunk([choice]))
+        self._out.append(self._chunk([choice]))
 
     def _chunk(self, choices: list[ChunkChoice], usage: Usage | None = None) -> Chunk:
         kind: Final = "chat.completion.chunk"
@@ -268,11 +293,17 @@ class ChunkWriter:
             return ChunkWithUsage(self.id, kind, self.created, self.model, choices, usage=usage)
         return ChatCompletionChunk(self.id, kind, self.created, self.model, choices)
 
-    def around(self, sink: Sink, index: int) -> tuple[tuple[bytes, bytes], Callable[[str], Chunk]]:
-        """What stands before and after the text in the frame of a delta, and what makes its chunk.
+    def around(self, sink: Sink, index: int) -> tuple[bytes, bytes]:
+        """What stands before and after the text in the frame of a delta.
 
         `index` is that of the tool call; the delta is one in the middle of its block.
         """
+        frame = self.chunk_maker(sink, index)(_MARK).to_wire()
+        prefix, _, suffix = frame.rpartition(msgspec.json.encode(_MARK))
+        return prefix, suffix
+
+    def chunk_maker(self, sink: Sink, index: int) -> Callable[[str], Chunk]:
+        """What makes a chunk of the text of such a delta."""
         delta: Callable[[str], Delta] = _content_delta
         if sink is Sink.REFUSAL:
             delta = _refusal_delta
@@ -287,8 +318,7 @@ class ChunkWriter:
         def chunk(text: str) -> Chunk:
             return make(id, kind, created, model, [ChunkChoice(0, delta(text), None)], usage=None)
 
-        prefix, _, suffix = chunk(_MARK).to_wire().rpartition(msgspec.json.encode(_MARK))
-        return (prefix, suffix), chunk
+        return chunk
 
 
 def _content_delta(text: str) -> Delta:

@@ -24,6 +24,18 @@ class ChatCompletionFold:
     >>> completion = fold.completion
     """
 
+    __slots__ = (
+        "_annotations",
+        "_calls",
+        "_details",
+        "_finish_reason",
+        "_first",
+        "_images",
+        "_logprobs",
+        "_texts",
+        "_usage",
+    )
+
     def __init__(self) -> None:
         self._first: chat.Chunk | None = None
         self._texts: dict[str, list[str]] = {}

@@ -87,6 +87,41 @@ class Exchange(Generic[Out]):
     for one of which anything is lost.
     """
 
+    __slots__ = (
+        "_account",
+        "_affinity",
+        "_answer",
+        "_began",
+        "_call",
+        "_call_id",
+        "_empty_answer",
+        "_error_body",
+        "_headers",
+        "_idle",
+        "_jitter",
+        "_left",
+        "_limit",
+        "_model",
+        "_on_attempt",
+        "_patience",
+        "_phase",
+        "_policy",
+        "_pool",
+        "_rendering",
+        "_report",
+        "_retry_after",
+        "_silent",
+        "_stream",
+        "_stream_options",
+        "_timeouts",
+        "_total",
+        "_unix_time",
+        "_upcoming",
+        "_verdict",
+        "attempts",
+        "step",
+    )
+
     def __init__(
         self,
         chat_request: Mapping[str, Any],
@@ -121,13 +156,16 @@ class Exchange(Generic[Out]):
         self.step: Step = ENDED
         """What is to be done next."""
 
-        self._call: Call = (
+        # None once it is sent no more.
+        self._call: Call | None
+        call = self._call = (
             TranslatedCall(chat_request, pool.accounts, strict=strict)
             if api == "responses"
             else RelayedCall(chat_request, pool.accounts)
         )
-        self._model = self._call.model
-        self._affinity = affinity or self._call.affinity
+        self._report: list[ReportEntry] = []
+        self._model = call.model
+        self._affinity = affinity or call.affinity
 
         self._total = now + _seconds(timeouts.total)
         self._patience = now + policy.wait
@@ -160,7 +198,7 @@ class Exchange(Generic[Out]):
     @property
     def report(self) -> list[ReportEntry]:
         """What of the request could not be carried over, to the upstream of the last attempt."""
-        return self._call.report
+        return self._report if self._call is None else self._call.report
 
     @property
     def stream(self) -> Machine | None:
@@ -253,7 +291,14 @@ class Exchange(Generic[Out]):
             self._look_for_first_event(data, now)
         if stream.end is not None:
             return self._finish(out, now)
+        if self._call is not None and answer.handed_out:
+            self._commit(self._call)
         return out
+
+    def _commit(self, call: Call) -> None:
+        """There is no other attempt. What was asked, which may be long, is not kept any longer."""
+        self._report, self._call = call.report, None
+        self._headers = {}
 
     def receive_eof(self, now: float) -> Out | None:
         """The end of the body."""
@@ -318,13 +363,13 @@ class Exchange(Generic[Out]):
             number=len(self.attempts) + 1, account=account.name, model=self._model, started=now
         )
         self.attempts.append(attempt)
-        request = self._call.request(account, stream=self._policy.stream_upstream)
+        request = self._asked().request(account, stream=self._policy.stream_upstream)
         gate = None if self._on_attempt is None else self._on_attempt(attempt)
         self.step = Open(request, self._timeouts.connect, gate)
 
     def _begin_answer(self, now: float) -> None:
         account = self._current()
-        self._stream = self._call.machine(
+        self._stream = self._asked().machine(
             {
                 "default_id": f"chatcmpl-{self._call_id}",
                 "default_created": int(self._unix_time),
@@ -389,13 +434,13 @@ class Exchange(Generic[Out]):
         if self._verdict is None or verdict.worth >= self._verdict.worth:
             self._verdict = verdict
         final = self._answer is not None and self._answer.handed_out
-        again = self._may_go_on(now) and self._call.can_amend(verdict.failure)
+        again = not final and self._may_go_on(now) and self._asked().can_amend(verdict.failure)
         of_the_request = not (verdict.failure.retryable or again)
         self._settle(outcome, now, verdict)
         if final or of_the_request:
             self._verdict = verdict
         elif again:
-            self._call.amend()
+            self._asked().amend()
             self._upcoming = self._current()
         else:
             self._find_account(now)
@@ -511,7 +556,7 @@ class Exchange(Generic[Out]):
             found = self._pool.choose(self._model, now, affinity=self._affinity, exclude=exclude)
             if isinstance(found, Unready):
                 return found
-            if self._call.fits(found):
+            if self._asked().fits(found):
                 return found
             exclude.add(found.name)
 
@@ -549,6 +594,10 @@ class Exchange(Generic[Out]):
             raise LocalProtocolError(
                 f"this report does not fit an exchange that is {self._phase.value}"
             )
+
+    def _asked(self) -> Call:
+        assert self._call is not None
+        return self._call
 
     def _current(self) -> Account:
         assert self._account is not None

@@ -29,6 +29,17 @@ class History:
     `continued`: an earlier response is continued, so that calls may be in it and not here.
     """
 
+    __slots__ = (
+        "_attached",
+        "_continued",
+        "_custom",
+        "_dialect",
+        "_nameless",
+        "_reader",
+        "_tools",
+        "items",
+    )
+
     def __init__(self, reader: Reader, tools: Tools, dialect: Dialect, *, continued: bool) -> None:
         self._reader = reader
         self._tools = tools

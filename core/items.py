@@ -21,10 +21,11 @@ from collections.abc import Callable, Iterator
 from enum import Enum
 from hashlib import sha256
 from itertools import islice
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
+from deltawire.enums import direct
 from deltawire.responses import OutputItem
 
 # How many open items, or parts, are compared by content where names fail. Upstreams have a handful
@@ -37,6 +38,11 @@ def digest(text: str) -> bytes:
     return sha256(text.encode(), usedforsecurity=False).digest()
 
 
+# Processors have instructions for this one; it took half the time of blake2b. Many a part and many
+# a channel stay empty, and they have no digest of their own.
+_NOTHING: Final = sha256(usedforsecurity=False)
+
+
 class Sent:
     """How much of a text was received, as length (code points) and digest."""
 
@@ -44,8 +50,7 @@ class Sent:
 
     def __init__(self) -> None:
         self.length = 0
-        # Processors have instructions for this one; it took half the time of blake2b.
-        self._digest = sha256(usedforsecurity=False)
+        self._digest = _NOTHING
 
     def copy(self) -> Sent:
         """An account of its own of the same text."""
@@ -57,6 +62,8 @@ class Sent:
     def extend(self, text: str) -> None:
         """Count `text`, which must be valid Unicode, as received."""
         self.length += len(text)
+        if self._digest is _NOTHING:
+            self._digest = _NOTHING.copy()
         self._digest.update(text.encode())
 
     def remainder(self, final: str) -> str | None:
@@ -70,6 +77,7 @@ class Sent:
         return final[self.length :]
 
 
+@direct
 class Sink(Enum):
     """Where the text of a channel goes."""
 
@@ -378,22 +386,29 @@ def arguments_text(stated: object) -> str | None:
 
 I = TypeVar("I", bound=Item)  # noqa: E741
 
+_NO_ITEMS: Final[list[Any]] = []
+_NONE: Final[dict[Any, Any]] = {}
+
 
 class Family(Generic[I]):
     """The items of one family and the aliases they are known by."""
 
+    __slots__ = ("_known", "_nameless", "items", "open")
+
     def __init__(self) -> None:
-        self.items: list[I] = []
+        # Most families stay empty, and as long as one is, its containers are those of all.
+        self.items: list[I] = _NO_ITEMS
         # An insertion-ordered set of the items that are not done.
-        self.open: dict[I, None] = {}
-        self._by_id: dict[str, I] = {}
-        self._by_call_id: dict[str, I] = {}
-        self._by_index: dict[int, I] = {}
+        self.open: dict[I, None] = _NONE
+        # By id, by call id in a tuple, and by index.
+        self._known: dict[str | tuple[str] | int, I] = _NONE
         # The last item that began without any name.
         self._nameless: I | None = None
 
     def add(self, item: I) -> None:
         """Take in a new item; `register` gives it its names."""
+        if not self.items:
+            self.items, self.open, self._known = [], {}, {}
         self.items.append(item)
         self.open[item] = None
 
@@ -405,17 +420,17 @@ class Family(Generic[I]):
             self._nameless = item
         if item_id and item.id is None:
             item.id = item_id
-            self._by_id.setdefault(item_id, item)
+            self._known.setdefault(item_id, item)
         if call_id:
             item.call_id = item.call_id or call_id
-            self._by_call_id.setdefault(call_id, item)
+            self._known.setdefault((call_id,), item)
         if index is not None and item.index is None:
             item.index = index
-            holder = self._by_index.setdefault(index, item)
+            holder = self._known.setdefault(index, item)
             # An index that is used again belongs to the newer item: some servers number every
             # item 0, and deltas of an item that is done have nowhere to go anyway.
             if holder.done:
-                self._by_index[index] = item
+                self._known[index] = item
 
     def finish(self, item: I, *, stated: bool) -> None:
         """The item is done; `stated`: and it was said what is in it."""
@@ -425,14 +440,14 @@ class Family(Generic[I]):
 
     def named(self, item_id: str | None, call_id: str | None) -> I | None:
         """The item that is known by one of these two names."""
-        found = self._by_id.get(item_id) if item_id else None
+        found = self._known.get(item_id) if item_id else None
         if found is None and call_id:
-            found = self._by_call_id.get(call_id)
+            found = self._known.get((call_id,))
         return found
 
     def at(self, index: int | None) -> I | None:
         """The item that is known by this `output_index`."""
-        return None if index is None else self._by_index.get(index)
+        return None if index is None else self._known.get(index)
 
     def of_delta(self, item_id: str | None, index: int | None, call_id: str | None) -> I | None:
         """The item that a delta belongs to.

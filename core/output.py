@@ -54,6 +54,10 @@ class Divergence(Struct, frozen=True):
     stated: int
 
 
+# An empty deque takes 0.6 KB; as long as a response has no calls, this is its own.
+_NO_CALLS: Final[deque[CallItem]] = deque()
+
+
 class Output:
     """The output items of one response on their way to the client.
 
@@ -61,6 +65,26 @@ class Output:
     `reasoning_sink` says whether reasoning is shown at all, `reasoning_details` whether its items
     are told in a form in which they can be sent back.
     """
+
+    __slots__ = (
+        "_calls",
+        "_client_tools",
+        "_commentary_sink",
+        "_content_length",
+        "_dialect",
+        "_hosted",
+        "_images",
+        "_last_opened",
+        "_messages",
+        "_reasoning_details",
+        "_reasoning_sink",
+        "_reasonings",
+        "_unfinished",
+        "_writer",
+        "divergences",
+        "ignored",
+        "latest",
+    )
 
     def __init__(
         self,
@@ -91,7 +115,7 @@ class Output:
         # How much content was received, in code points: where the next part begins in it.
         self._content_length = 0
         # Calls in order of their start, without those that are complete and said.
-        self._unfinished: deque[CallItem] = deque()
+        self._unfinished = _NO_CALLS
         self._last_opened: CallItem | None = None
         self.divergences: list[Divergence] = []
         self.ignored = 0
@@ -165,8 +189,9 @@ class Output:
             if not call.name:
                 # No client could run it; the calls behind it must not wait for it.
                 self._diverge(call.arguments, 0)
-        self._unfinished = deque(call for call in self._unfinished if call.name)
-        self._say_calls()
+        if self._unfinished:
+            self._unfinished = deque(call for call in self._unfinished if call.name)
+            self._say_calls()
         self._writer.release()
 
     def abandon(self) -> None:
@@ -535,6 +560,8 @@ class Output:
         call.name = name or None
         self._calls.add(call)
         self._calls.register(call, item_id, index, call_id)
+        if self._unfinished is _NO_CALLS:
+            self._unfinished = deque()
         self._unfinished.append(call)
         return call
 

@@ -46,6 +46,8 @@ class Reader:
     Where a path is called for, it is the one that the client would write: `messages[0].content`.
     """
 
+    __slots__ = ("report",)
+
     def __init__(self) -> None:
         self.report: list[ReportEntry] = []
 

@@ -62,6 +62,29 @@ class ChatRelay:
     secrets: texts that no failure repeats.
     """
 
+    __slots__ = (
+        "_choices",
+        "_decoder",
+        "_finished",
+        "_held",
+        "_held_size",
+        "_include_usage",
+        "_kind",
+        "_last_frame",
+        "_max_event_size",
+        "_no_finish",
+        "_reader",
+        "_rest",
+        "_secrets",
+        "end",
+        "failure",
+        "produced_output",
+        "said_nothing",
+        "state",
+        "usage",
+        "whole",
+    )
+
     def __init__(
         self,
         *,

@@ -61,6 +61,12 @@ class Rendering(Protocol[Out]):
 class AsEvents:
     """The answer as a list of `Chunk | Failure | Done`."""
 
+    __slots__ = (
+        "_fold",
+        "_said",
+        "_stream",
+    )
+
     def __init__(self, stream: Machine) -> None:
         self._stream = stream
         self._said: list[Event] = []
@@ -102,12 +108,18 @@ _MAX_UNFOLDED: Final = 512
 class AsFrames:
     """The answer as bytes: server-sent events for a Chat client. What was said is not kept."""
 
+    __slots__ = ("_stream", "receive_data")
+
     def __init__(self, stream: Machine) -> None:
         self._stream = stream
         # Bound once: this is called for every piece of every answer.
         self.receive_data = stream.translate
-        self.receive_eof = stream.translate_eof
-        self.receive_break = stream.translate_break
+
+    def receive_eof(self) -> bytes:
+        return self._stream.translate_eof()
+
+    def receive_break(self, failure: Failure) -> bytes:
+        return self._stream.translate_break(failure)
 
     @property
     def handed_out(self) -> bool:
@@ -123,6 +135,11 @@ class AsCompletion:
 
     Usage is in it if the stream has `include_usage`.
     """
+
+    __slots__ = (
+        "_fold",
+        "_stream",
+    )
 
     def __init__(self, stream: Machine) -> None:
         self._stream = stream

@@ -114,6 +114,17 @@ def refuses_encrypted_reasoning(failure: Failure) -> bool:
 class _Translation:
     """One chat request on its way to `body`."""
 
+    __slots__ = (
+        "_dialect",
+        "_included",
+        "_max_tokens",
+        "body",
+        "include_usage",
+        "reader",
+        "stop",
+        "tools",
+    )
+
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
         self.reader = Reader()

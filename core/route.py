@@ -29,11 +29,12 @@ from typing import Final, TypeAlias
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import astuple
 
 from deltawire.responses import StreamEvent, parse
 
+_encode: Final = msgspec.json.Encoder().encode
 _decode_text: Final = msgspec.json.Decoder(str).decode
+_decode_texts: Final = msgspec.json.Decoder(list[str]).decode
 # What a decoder raises for something that is no string.
 _UNFIT: Final = (msgspec.MsgspecError, UnicodeDecodeError)
 
@@ -51,8 +52,9 @@ _CYCLE: Final = rb'("[^"\\]*(?:\\.[^"\\]*)*")(.{%d})%b(.{%d})%b(.{%d})'
 _NEXT_KEY: Final = re.compile(rb' *, *"[^"\\]*"')
 
 
-# A pattern, and what each of its groups should be.
-_Cycle: TypeAlias = tuple[re.Pattern[bytes], tuple[tuple[int, bytes], ...]]
+# The text of a frame and what follows it; the beginning of a frame, up to its text; a pattern for
+# what stands between the texts of two frames, and what each of its groups should be.
+_Cycle: TypeAlias = tuple[bytes, bytes, re.Pattern[bytes], tuple[tuple[int, bytes], ...]]
 
 
 class _Slot(Struct, frozen=True):
@@ -115,13 +117,8 @@ class Template(Struct, frozen=True):
         return front + self.behind.example + self.between + self.last.example + self.end
 
     @property
-    def upcoming(self) -> bytes:
-        """The beginning of a frame, up to its text."""
-        return self.lead + self.ahead.example + self.head
-
-    @property
     def cycle(self) -> _Cycle:
-        """What stands between the texts of two frames: a pattern, and what its groups should be.
+        """What takes many frames apart.
 
         Of five groups of a frame, split by the pattern, the first is what should not be there, the
         second is the text.
@@ -134,7 +131,9 @@ class Template(Struct, frozen=True):
             first, one, second, third = first + self.lead, self.ahead, self.head, b""
         pattern = _CYCLE % (len(first), one.pattern, len(second), two.pattern, len(third))
         constants = ((0, b""), (2, first), (3, second), (4, third))
-        return re.compile(pattern, re.DOTALL), constants
+        *_, example = self.example.partition(self.delta)
+        upcoming = self.lead + self.ahead.example + self.head
+        return example, upcoming, re.compile(pattern, re.DOTALL), constants
 
 
 def learn(line: bytes, payload: bytes, event: StreamEvent) -> Template | None:
@@ -226,16 +225,27 @@ class Tally:
 def _reader(template: Template, tally: Tally, limit: int) -> Callable[[bytes], str]:
     """What gives the text of a frame that fits, of up to `limit` bytes, and "" for any other.
 
-    A closure, and written out once more below: as a method it took a fifth longer.
+    Written out once more below; as a method it took a fifth longer. Its constants are defaults,
+    which take less memory than the cells of a closure.
     """
-    head, key, middle, between = template.head, template.key, template.middle, template.between
-    behind, least_behind, past_behind, _ = astuple(template.behind)
-    last, least_last, past_last, _ = astuple(template.last)
-    end = template.end
-    decode, texts, append, settle = _decode_text, tally.texts, tally.texts.append, tally.settle
 
     # `removeprefix` gives the very same object where there is no such prefix.
-    def read(frame: bytes) -> str:
+    def read(
+        frame: bytes,
+        head: bytes = template.head,
+        key: bytes = template.key,
+        middle: bytes = template.middle,
+        behind: bytes = template.behind.chars,
+        least_behind: bytes = template.behind.least,
+        past_behind: bytes = template.behind.past,
+        between: bytes = template.between,
+        last: bytes = template.last.chars,
+        least_last: bytes = template.last.least,
+        past_last: bytes = template.last.past,
+        end: bytes = template.end,
+        limit: int = limit,
+        tally: Tally = tally,
+    ) -> str:
         opened = frame.removeprefix(head)
         if opened is frame:
             return ""
@@ -255,12 +265,13 @@ def _reader(template: Template, tally: Tally, limit: int) -> Callable[[bytes], s
         ):
             return ""
         try:
-            text = decode(quoted)
+            text = _decode_text(quoted)
         except _UNFIT:
             return ""
-        append(text)
+        texts = tally.texts
+        texts.append(text)
         if len(texts) == _MAX_UNSETTLED:
-            settle()
+            tally.settle()
         return text
 
     return read
@@ -268,13 +279,23 @@ def _reader(template: Template, tally: Tally, limit: int) -> Callable[[bytes], s
 
 def _counted_first_reader(template: Template, tally: Tally, limit: int) -> Callable[[bytes], str]:
     """As `_reader`, for a template with a lead."""
-    lead, head, key, middle = template.lead, template.head, template.key, template.middle
-    ahead, least_ahead, past_ahead, _ = astuple(template.ahead)
-    behind, least_behind, past_behind, _ = astuple(template.behind)
-    end = template.end
-    decode, texts, append, settle = _decode_text, tally.texts, tally.texts.append, tally.settle
 
-    def read(frame: bytes) -> str:
+    def read(
+        frame: bytes,
+        lead: bytes = template.lead,
+        ahead: bytes = template.ahead.chars,
+        least_ahead: bytes = template.ahead.least,
+        past_ahead: bytes = template.ahead.past,
+        head: bytes = template.head,
+        key: bytes = template.key,
+        middle: bytes = template.middle,
+        behind: bytes = template.behind.chars,
+        least_behind: bytes = template.behind.least,
+        past_behind: bytes = template.behind.past,
+        end: bytes = template.end,
+        limit: int = limit,
+        tally: Tally = tally,
+    ) -> str:
         number = frame.removeprefix(lead)
         behind_number = number.lstrip(ahead)
         opened = behind_number.removeprefix(head)
@@ -292,12 +313,13 @@ def _counted_first_reader(template: Template, tally: Tally, limit: int) -> Calla
         ):
             return ""
         try:
-            text = decode(quoted)
+            text = _decode_text(quoted)
         except _UNFIT:
             return ""
-        append(text)
+        texts = tally.texts
+        texts.append(text)
         if len(texts) == _MAX_UNSETTLED:
-            settle()
+            tally.settle()
         return text
 
     return read
@@ -339,43 +361,62 @@ class Route:
         rest = data[len(start) :].removesuffix(b"\n")
         return b"\n" not in rest and b"\r" not in rest
 
-    def read_run(self, data: bytes, at: int) -> tuple[list[str], int]:
-        """The texts of the frames that follow one another from `at`, and where they end.
+    def read_run(self, data: bytes, at: int) -> tuple[list[str], list[bytes], int]:
+        """The texts of the frames that follow one another from `at`, the same as JSON, and where
+        they end.
 
         A frame that is followed by something else may be left out.
         """
         window = data[at : at + min(self._limit, _WINDOW)]
-        size = window.rfind(b"\n\n") + 2
-        if size < 2 or not window.startswith(self._start):
-            return [], at
+        if not window.startswith(self._start):
+            return [], [], at
+        # To search in vain through what follows would cost more than all that is found: a snapshot
+        # of the answer has many strings.
+        last = window.rfind(self._template.head)
+        size = window.find(b"\n\n", last) + 2
+        if last < 0 or size < 2:
+            size = window.rfind(b"\n\n", 0, max(last, 0)) + 2
+        if size < 2:
+            return [], [], at
         # With a frame before the first of the window and the beginning of one after the last, every
         # text is between two. In C the pattern takes them apart, skipping what should be constant
         # by its length, and in C that is compared; a loop of the steps of `read` took half as long
         # again.
-        template = self._template
-        pattern, constants = self._cycle = self._cycle or template.cycle
-        *_, example = template.example.partition(template.delta)
-        parts = pattern.split(b"".join((example, window[:size], template.upcoming)))
-        columns = [(parts[group::5], constant) for group, constant in constants]
-        fitting = len(parts) // 5
-        for column, constant in columns:
+        before, after, pattern, constants = self._cycle = self._cycle or self._template.cycle
+        parts = pattern.split(b"".join((before, window[:size], after)))
+        fitting = all_of_them = len(parts) // 5
+        for group, constant in constants:
+            column = parts[group::5]
             if column.count(constant) != len(column):
                 others = (frame for frame, part in enumerate(column) if part != constant)
                 fitting = min(fitting, next(others))
-        texts: list[str] = []
-        for quoted in parts[1 : 5 * fitting : 5]:
-            try:
-                text = _decode_text(quoted)
-            except _UNFIT:
-                break
-            if not text:
-                break
-            texts.append(text)
-        if len(texts) < len(parts) // 5:
+        texts, encoded = _read_texts(parts[1 : 5 * fitting : 5])
+        if len(texts) < all_of_them:
             size = 0
             for _ in texts[1:]:
                 size = window.index(b"\n\n", size) + 2
         del texts[:1]
+        del encoded[:1]
         self._tally.texts += texts
         self._tally.settle()
-        return texts, at + size
+        return texts, encoded, at + size
+
+
+def _read_texts(quoted: list[bytes]) -> tuple[list[str], list[bytes]]:
+    """These strings, up to the first that is empty or none, and how they are written here."""
+    # All at once: a call for each, and one more to write it again, took three times as long.
+    listed = b"[%b]" % b",".join(quoted)
+    try:
+        texts = _decode_texts(listed)
+    except _UNFIT:
+        texts = []
+        for each in quoted:
+            try:
+                texts.append(_decode_text(each))
+            except _UNFIT:
+                break
+        listed = b""
+    if "" in texts:
+        del texts[texts.index("") :]
+        listed = b""
+    return texts, quoted if _encode(texts) == listed else [_encode(text) for text in texts]

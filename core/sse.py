@@ -52,6 +52,22 @@ class SSEDecoder:
     it is dispatched, because relays are known to drop the last blank line.
     """
 
+    __slots__ = (
+        "_after_cr",
+        "_closed",
+        "_data",
+        "_data_size",
+        "_event",
+        "_first_line",
+        "_flush_at_eof",
+        "_max_event_size",
+        "_rest",
+        "_retry",
+        "comments",
+        "idle",
+        "last_event_id",
+    )
+
     def __init__(
         self, *, max_event_size: int = DEFAULT_MAX_EVENT_SIZE, flush_at_eof: bool = False
     ) -> None:

@@ -13,8 +13,10 @@ from typing import Final
 from msgspec import Struct
 
 from deltawire.accounts import Account
+from deltawire.enums import direct
 
 
+@direct
 class Phase(enum.Enum):
     """Where the exchange is."""
 
@@ -36,6 +38,7 @@ class Phase(enum.Enum):
     """Nothing more is to be done."""
 
 
+@direct
 class Signal(enum.Enum):
     """What moves the exchange."""
 

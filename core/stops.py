@@ -14,6 +14,12 @@ class StopSequences:
     Text that may be the beginning of a stop sequence is held until the next piece decides.
     """
 
+    __slots__ = (
+        "_held",
+        "_longest",
+        "_stops",
+    )
+
     def __init__(self, stops: Iterable[str]) -> None:
         self._stops = tuple(stop for stop in stops if stop)
         self._longest = max(map(len, self._stops), default=0)

@@ -38,6 +38,7 @@ from deltawire import shapes
 from deltawire.chat import Chunk, Event, Failure, FinishReason, Usage
 from deltawire.chunks import ChunkWriter
 from deltawire.dialects import GENERIC, Dialect
+from deltawire.enums import direct
 from deltawire.errors import EventTooLarge, LocalProtocolError
 from deltawire.items import Sink
 from deltawire.output import Divergence, Output
@@ -47,6 +48,7 @@ from deltawire.sse import DEFAULT_MAX_EVENT_SIZE, ServerSentEvent, SSEDecoder
 from deltawire.tools import ClientTools
 
 
+@direct
 class State(enum.Enum):
     """Where the stream is."""
 
@@ -66,6 +68,7 @@ class State(enum.Enum):
     """The end of the bytes was received; nothing more may be."""
 
 
+@direct
 class Signal(enum.Enum):
     """What an upstream event means to the state of the stream."""
 
@@ -148,6 +151,32 @@ class ChatStream:
     default_id, default_created (Unix seconds), default_model: for what upstream does not give.
     """
 
+    __slots__ = (
+        "_around",
+        "_body",
+        "_body_size",
+        "_chunk",
+        "_decoder",
+        "_early_end",
+        "_head",
+        "_held",
+        "_ignored",
+        "_max_event_size",
+        "_output",
+        "_overflown",
+        "_read",
+        "_route",
+        "_secrets",
+        "_unused",
+        "_way",
+        "_writer",
+        "end",
+        "failure",
+        "skipped_events",
+        "state",
+        "usage",
+    )
+
     def __init__(
         self,
         *,
@@ -197,9 +226,11 @@ class ChatStream:
         self._route: Route | None = None
         # What reads the text of a frame that takes the route; None while that is not possible.
         self._read: Callable[[bytes], str] | None = None
-        # What stands before and after such a text in its frame, and what makes a chunk of it.
+        # Where such a text goes, what stands before and after it in its frame, and, if somebody
+        # wants chunks, what makes one of it.
+        self._way: tuple[Sink, int]
         self._around: tuple[bytes, bytes]
-        self._chunk: Callable[[str], Chunk]
+        self._chunk: Callable[[str], Chunk] | None = None
         self._unused = 0
         # The beginning of a frame or the rest of a line; None where nothing may be held back.
         self._held: bytearray | None = None
@@ -268,7 +299,7 @@ class ChatStream:
         read = self._read
         if read is not None:
             if text := read(data):
-                return [self._chunk(text)]
+                return [(self._chunk or self._chunk_maker())(text)]
         elif (
             (held := self._held) is not None
             and _LF not in data
@@ -278,9 +309,9 @@ class ChatStream:
             held += data
             return []
         said: list[Event] = []
-        for texts, events in self._pieces(data):
+        for texts, _, events in self._pieces(data):
             if texts:
-                said += map(self._chunk, texts)
+                said += map(self._chunk or self._chunk_maker(), texts)
             said += events
         return said
 
@@ -302,7 +333,7 @@ class ChatStream:
         if self.state not in _ENDED:
             self._end_of_upstream(broken or _truncated(self._end_of_bytes()))
         self._advance(Signal.EOF)
-        return events
+        return events + self._writer.take()
 
     def translate(self, data: bytes) -> bytes:
         """As `receive_data`, rendered as server-sent events."""
@@ -320,10 +351,10 @@ class ChatStream:
             held += data
             return b""
         frames: list[bytes] = []
-        for texts, events in self._pieces(data):
-            if texts:
-                around = self._around
-                frames += [_encode(text).join(around) for text in texts]
+        for _, encoded, events in self._pieces(data):
+            if encoded:
+                before, after = self._around
+                frames += before, (after + before).join(encoded), after
             frames += [event.to_wire() for event in events]
         return b"".join(frames)
 
@@ -341,28 +372,28 @@ class ChatStream:
         if self.state is State.CLOSED:
             raise LocalProtocolError("the stream is closed: receive_eof() was called before")
 
-    def _pieces(self, data: bytes) -> Iterator[tuple[list[str], list[Event]]]:
-        """What these bytes make, in order: texts that take the route, and events."""
+    def _pieces(self, data: bytes) -> Iterator[tuple[list[str], list[bytes], list[Event]]]:
+        """What these bytes make, in order: texts that take the route, also as JSON, and events."""
         self._check_open()
         if self._held is not None:
             data = self._release() + data
         elif data.endswith(b"\n\n") and data.count(b"\n") <= 3 and _CR not in data:
             # One event, which does not take the route: that was tried. To look for pairs of line
             # ends in a large one costs as much as to read it.
-            yield [], self._receive_plainly(data)
+            yield [], [], self._receive_plainly(data)
             return
         at = 0
         while (end := data.find(b"\n\n", at) + 2) > 1:
             frame, at = data[at:end], end
             if self._read is not None and (text := self._read(frame)):
-                yield [text], []
+                yield [text], [_encode(text)], []
                 if at < len(data) and self._route is not None:
-                    texts, at = self._route.read_run(data, at)
-                    yield texts, []
+                    texts, encoded, at = self._route.read_run(data, at)
+                    yield texts, encoded, []
             else:
-                yield [], self._receive_plainly(frame)
+                yield [], [], self._receive_plainly(frame)
         if at < len(data) or not data:
-            yield [], self._receive_rest_of_piece(data[at:])
+            yield [], [], self._receive_rest_of_piece(data[at:])
 
     def _receive_rest_of_piece(self, rest: bytes) -> list[Event]:
         """Take in the beginning of an event, or more of one."""
@@ -387,7 +418,6 @@ class ChatStream:
 
     def _receive_plainly(self, data: bytes) -> list[Event]:
         """Take in bytes the long way."""
-        events = self._writer.out = []
         self._read = None
         if self.state is State.IDLE:
             data = self._open(data)
@@ -396,7 +426,7 @@ class ChatStream:
         self._check_overflow()
         if self._route is not None and self._decoder.idle:
             self._read = self._route.read
-        return events
+        return self._writer.take()
 
     def _feed(self, data: bytes) -> list[ServerSentEvent]:
         if self._overflown:
@@ -471,7 +501,11 @@ class ChatStream:
             return
         account = functools.partial(self._output.account, channel, part)
         self._route = Route(template, account, self._max_event_size)
-        self._around, self._chunk = self._writer.around(*way)
+        self._way, self._around, self._chunk = way, self._writer.around(*way), None
+
+    def _chunk_maker(self) -> Callable[[str], Chunk]:
+        self._chunk = self._writer.chunk_maker(*self._way)
+        return self._chunk
 
     def _forget(self) -> None:
         """Let nothing take the route any more."""
@@ -565,6 +599,7 @@ class ChatStream:
         if signal is not Signal.OUTPUT:
             # Nothing takes the short way past the end.
             self._forget()
+            self._head = b""
 
     def _on_lifecycle(self, event: StreamEvent) -> None:
         self._advance(Signal.LIFECYCLE)

@@ -25,6 +25,9 @@ _NO_CUSTOM: Final = "upstream knows no tools that take free text"
 _NOTHING_LEFT: Final = "upstream gets none of the tools to choose from"
 
 
+_NO_NAMES: Final[frozenset[str]] = frozenset()
+
+
 class ClientTools(Set[str]):
     """The names of the client's custom tools, and what the client calls its tools.
 
@@ -32,10 +35,16 @@ class ClientTools(Set[str]):
     other name is the provider's own.
     """
 
+    __slots__ = (
+        "_client_names",
+        "_custom",
+    )
+
     def __init__(
         self, custom: Iterable[str] = (), client_names: Mapping[str, str] = MappingProxyType({})
     ) -> None:
-        self._custom = frozenset(custom)
+        # An empty set is as large as one of a few.
+        self._custom = frozenset(custom) or _NO_NAMES
         self._client_names = client_names
 
     def __contains__(self, name: object) -> bool:
@@ -65,6 +74,15 @@ def shortened(text: str) -> str:
 
 class Tools:
     """The tools of one request."""
+
+    __slots__ = (
+        "_client_names",
+        "_custom",
+        "_dialect",
+        "_functions",
+        "_reader",
+        "sent",
+    )
 
     def __init__(self, reader: Reader, dialect: Dialect) -> None:
         self._reader = reader

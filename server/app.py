@@ -35,7 +35,7 @@ class Reply(Struct, frozen=True):
     headers: Headers = _JSON
 
 
-class ChatCall(Struct, frozen=True):
+class ChatCall(Struct):
     """A chat request for an upstream.
 
     model: the name that the client asked for; `chat_request` has the upstream's.
@@ -49,6 +49,11 @@ class ChatCall(Struct, frozen=True):
     request_id: str
     streamed: bool
     peer: str = ""
+
+    def take_request(self) -> dict[str, Any]:
+        """The chat request, once: it may be long, and is not kept as long as its answer takes."""
+        taken, self.chat_request = self.chat_request, {}
+        return taken
 
 
 def route_of(path: str) -> str:

@@ -22,56 +22,58 @@ class Crew:
     def __init__(self, name: str) -> None:
         self._name = name
         self._guard = threading.Lock()
-        self._work: SimpleQueue[Work | None] = SimpleQueue()
-        self._threads: set[threading.Thread] = set()
-        # How many wait for work that nobody has given them yet.
-        self._idle = 0
+        # Those that wait; the last began last, and is the first to be given something.
+        self._idle: list[_Hand] = []
         self._closed = False
 
     def do(self, work: Work) -> None:
         """Do it on a thread of its own. Raises RuntimeError if there can be none more."""
         with self._guard:
             if self._idle:
-                self._idle -= 1
-                self._work.put(work)
+                self._idle.pop().given.put(work)
                 return
-        thread = threading.Thread(target=self._run, args=(work,), name=self._name, daemon=True)
-        thread.start()
+        hand = _Hand()
+        hand.thread = threading.Thread(
+            target=self._run, args=(hand, work), name=self._name, daemon=True
+        )
+        hand.thread.start()
 
     def close(self) -> None:
         """Let those that wait go, and the others when their work is done."""
         with self._guard:
             self._closed = True
-            idle, self._idle = self._idle, 0
-            threads = list(self._threads)
-        for _ in range(idle):
-            self._work.put(None)
-        for thread in threads:
-            thread.join()
+            idle, self._idle = self._idle, []
+        for hand in idle:
+            hand.given.put(None)
+        for hand in idle:
+            hand.thread.join()
 
-    def _run(self, work: Work | None) -> None:
+    def _run(self, hand: _Hand, work: Work | None) -> None:
         while work is not None:
             work()
-            # Whatever it was done for is not to be kept until there is more to do.
+            # What it was done for is not to be kept until there is more to do.
             work = None
-            work = self._next()
+            work = self._next(hand)
 
-    def _next(self) -> Work | None:
-        me = threading.current_thread()
+    def _next(self, hand: _Hand) -> Work | None:
         with self._guard:
             if self._closed:
                 return None
-            self._idle += 1
-            self._threads.add(me)
+            self._idle.append(hand)
         try:
-            return self._work.get(timeout=_LINGER)
+            return hand.given.get(timeout=_LINGER)
         except Empty:
             with self._guard:
-                if self._idle:
-                    self._idle -= 1
+                if hand in self._idle:
+                    self._idle.remove(hand)
                     return None
-            # Somebody has just given it something.
-            return self._work.get()
-        finally:
-            with self._guard:
-                self._threads.discard(me)
+        # Just now it was given something.
+        return hand.given.get()
+
+
+class _Hand:
+    """One of the threads, and what it is given to do; None: nothing more."""
+
+    def __init__(self) -> None:
+        self.given: SimpleQueue[Work | None] = SimpleQueue()
+        self.thread = threading.current_thread()

@@ -37,6 +37,18 @@ class Delivery:
     Every call gives the bytes to be written now.
     """
 
+    __slots__ = (
+        "_call",
+        "_connection",
+        "_settings",
+        "begun",
+        "due",
+        "ended",
+        "events",
+        "report",
+        "status",
+    )
+
     def __init__(
         self, connection: HTTPConnection, call: ChatCall, settings: ServerSettings, now: float
     ) -> None:

@@ -40,6 +40,27 @@ _RESET: Final = struct.pack("ii", 1, 0)
 class Connection(asyncio.Protocol):
     """One client."""
 
+    __slots__ = (
+        "_answers",
+        "_clients",
+        "_delivery",
+        "_gone",
+        "_has_asked",
+        "_http",
+        "_loop",
+        "_moved",
+        "_peer",
+        "_phase",
+        "_refused",
+        "_service",
+        "_socket",
+        "_stream",
+        "_task",
+        "_timers",
+        "_writable",
+        "_written",
+    )
+
     def __init__(
         self,
         service: Service[AsyncioTransport],
@@ -189,7 +210,7 @@ class Connection(asyncio.Protocol):
                 self._let_go(stream)
                 self._conclude(delivery)
 
-        stream = transport.push_wire(call.chat_request, hand_out, on_attempt=on_attempt)
+        stream = transport.push_wire(call.take_request(), hand_out, on_attempt=on_attempt)
         self._stream = stream
         if not self._writable:
             stream.pause()

@@ -1,8 +1,9 @@
 """The server on trio: an `HTTPConnection` behind a stream, a nursery for each client.
 
-One task reads in every phase, since that is how a client's leaving shows; one answers, with a task
-for each chat request; and one breaks the silence of each of those. Nothing more is asked of
-upstream before what it said is on its way to the client, so that a slow one slows upstream down.
+One task reads in every phase, since that is how a client's leaving shows; one answers, and breaks
+the silence of what takes its time; and each chat request has one, in which what upstream said is
+sent to the client as soon as it is read, without a task that is woken in between. Nothing more is
+asked of upstream before that is on its way, so that a slow client slows upstream down.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 import socket
 import ssl
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
@@ -42,10 +43,31 @@ _RESET: Final = struct.pack("ii", 1, 0)
 class Connection:
     """One client."""
 
+    __slots__ = (
+        "_answers",
+        "_asking",
+        "_delivery",
+        "_has_asked",
+        "_http",
+        "_is_last",
+        "_news",
+        "_peer",
+        "_raw",
+        "_refused",
+        "_request",
+        "_scope",
+        "_sending",
+        "_service",
+        "_socket",
+        "_stream",
+        "_tls",
+        "_unsent",
+    )
+
     def __init__(
         self,
         service: Service[TrioTransport],
-        sock: trio.SocketStream,
+        accepted: trio.SocketStream,
         tls: ssl.SSLContext | None,
         answers: trio.Nursery,
     ) -> None:
@@ -53,10 +75,12 @@ class Connection:
         # Not of the client: upstream's connection is given back even after it has left.
         self._answers = answers
         self._http = service.connection()
+        # trio's own sockets cannot be told to send what goes at once, and no more.
+        self._raw = socket.socket(fileno=accepted.socket.detach())
         # Without Nagle's algorithm: trio turns that off.
-        self._socket = sock
+        sock = self._socket = trio.SocketStream(trio.socket.from_stdlib_socket(self._raw))
         self._peer = _peer_of(sock)
-        bound_unsent(sock.socket, service.config.limits.buffer)
+        bound_unsent(self._raw, service.config.limits.buffer)
         self._tls = (
             None
             if tls is None
@@ -66,6 +90,7 @@ class Connection:
         self._stream: trio.abc.Stream = self._tls or sock
         self._scope = trio.CancelScope()
         self._asking: trio.CancelScope | None = None
+        self._delivery: Delivery | None = None
         self._request: Request | Refused | None = None
         self._has_asked = False
         self._is_last = False
@@ -112,14 +137,22 @@ class Connection:
 
     async def _read(self) -> None:
         try:
-            while data := await self._stream.receive_some(_READ):
-                self._http.receive_data(bytes(data))
+            while data := await self._receive():
+                self._http.receive_data(data)
                 self._look()
-        except trio.BrokenResourceError:
+        except (OSError, trio.BrokenResourceError):
             pass
         self._http.receive_eof()
         self._leave()
         self._news.set()
+
+    async def _receive(self) -> bytes:
+        if self._tls is not None:
+            return bytes(await self._tls.receive_some(_READ))
+        while True:
+            await trio.lowlevel.wait_readable(self._raw)
+            with contextlib.suppress(BlockingIOError):
+                return self._raw.recv(_READ)
 
     def _leave(self) -> None:
         """The client is gone; so is what was asked for it."""
@@ -157,9 +190,12 @@ class Connection:
                 break
             if http.phase is not phase:
                 phase, deadline = http.phase, trio.current_time() + self._bound(http.phase)
-            with trio.move_on_at(deadline) as scope:
+            until = self._silent_until() if phase is Phase.ANSWERING else deadline
+            with trio.move_on_at(until) as scope:
                 await self._news.wait()
-            if scope.cancelled_caught:
+            if scope.cancelled_caught and phase is Phase.ANSWERING:
+                await self._break_silence()
+            elif scope.cancelled_caught:
                 if phase is not Phase.IDLE:
                     await self._turn_away(self._service.too_slow(self._peer))
                 break
@@ -183,21 +219,18 @@ class Connection:
         if isinstance(answer, Reply):
             await self._send(self._service.respond(self._http, answer))
         elif not self._http.peer_closed:
+            settings, now = self._service.config.server, trio.current_time()
             self._asking = trio.CancelScope()
-            self._answers.start_soon(self._deliver, answer, self._asking)
+            self._delivery = Delivery(self._http, answer, settings, now)
+            self._answers.start_soon(self._deliver, answer, self._delivery, self._asking)
 
-    async def _deliver(self, call: ChatCall, asking: trio.CancelScope) -> None:
-        service = self._service
-        delivery = Delivery(self._http, call, service.config.server, trio.current_time())
+    async def _deliver(self, call: ChatCall, delivery: Delivery, asking: trio.CancelScope) -> None:
         try:
-            with asking, service.serving(call, delivery) as serving:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._break_silence, delivery)
-                    try:
-                        await self._ask(call, serving, delivery)
-                    except DeltawireError as error:
-                        await self._send(delivery.failure(error))
-                    nursery.cancel_scope.cancel()
+            with asking, self._service.serving(call, delivery) as serving:
+                try:
+                    await self._ask(call, serving, delivery)
+                except DeltawireError as error:
+                    await self._send(delivery.failure(error))
                 self._conclude(asking)
         except Exception:
             _log.exception("request %s", call.request_id)
@@ -223,58 +256,96 @@ class Connection:
                     await self._send(delivery.completion(completion))
                     self._look()
             return
-        async with transport.stream_wire(call.chat_request, on_attempt=on_attempt) as answer:
-            async for frames in answer:
-                if not delivery.begun:
-                    delivery.report = answer.report
-                over = answer.exchange.finished
-                if over:
-                    # Who leaves after the last word has not left an answer.
-                    self._asking = None
-                await self._send(delivery.frames(frames, trio.current_time(), last=over))
-                if over:
-                    # The client may ask again, while upstream's connection is given back.
-                    self._look()
 
-    async def _break_silence(self, delivery: Delivery) -> None:
-        ping = self._service.config.server.ping
-        longest = math.inf if ping is None else ping
-        while True:
-            # Without a grace period, it is due only once something was said.
-            await trio.sleep_until(min(delivery.due, trio.current_time() + longest))
-            now = trio.current_time()
-            if now < delivery.due:
-                continue
-            if self._sending.locked():
-                # A client that does not read needs no more.
-                delivery.wait_on(now)
-            else:
-                await self._send(delivery.silence(now))
+        def hand_out(frames: bytes) -> Awaitable[None] | None:
+            if not delivery.begun:
+                delivery.report = answer.report
+            over = answer.exchange.finished
+            if over:
+                # Who leaves after the last word has not left an answer.
+                self._asking = None
+            sent = self._write(delivery.frames(frames, trio.current_time(), last=over))
+            if over:
+                # The client may ask again, while upstream's connection is given back.
+                self._look()
+            return sent
+
+        answer = transport.push_wire(call.chat_request, hand_out, on_attempt=on_attempt)
+        await answer.run()
+
+    def _silent_until(self) -> float:
+        delivery, ping = self._delivery, self._service.config.server.ping
+        if delivery is None or delivery.ended:
+            return math.inf
+        # Without a grace period, it is due only once something was said.
+        return min(delivery.due, math.inf if ping is None else trio.current_time() + ping)
+
+    async def _break_silence(self) -> None:
+        delivery, now = self._delivery, trio.current_time()
+        if delivery is None or now < delivery.due:
+            return
+        if self._sending.locked():
+            # A client that does not read needs no more.
+            delivery.wait_on(now)
+        else:
+            await self._send(delivery.silence(now))
 
     # What goes out.
 
-    async def _send(self, data: bytes) -> None:
-        """Send it, or give the client up. Nothing may be awaited between its making and this."""
+    def _write(self, data: bytes) -> Awaitable[None] | None:
+        """Send it, or give the client up. What does not go at once is sent by awaiting what this
+        gives, before anything else is awaited: nor may anything be between its making and this.
+        """
         if not data:
-            return
+            return None
+        if self._tls is not None or self._sending.locked():
+            return self._send_in_turn(data)
+        try:
+            sent = self._raw.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._unsent = True
+            self._give_up()
+            return None
+        if sent == len(data):
+            return None
+        self._sending.acquire_nowait()
+        return self._send_rest(memoryview(data)[sent:])
+
+    async def _send(self, data: bytes) -> None:
+        if (sent := self._write(data)) is not None:
+            await sent
+
+    async def _send_in_turn(self, data: bytes) -> None:
+        await self._sending.acquire()
+        await self._send_rest(memoryview(data))
+
+    async def _send_rest(self, rest: memoryview) -> None:
+        """For who holds the lock."""
         settings, limits = self._service.config.server, self._service.config.limits
         stall = math.inf if settings.write_stall is None else settings.write_stall
-        view = memoryview(data)
-        async with self._sending:
-            self._unsent = True
+        self._unsent = True
+        try:
             # In pieces: a large answer takes its time, and only one that stands still is stalled.
-            for start in range(0, len(view), limits.buffer):
+            for start in range(0, len(rest), limits.buffer):
                 with trio.move_on_after(stall) as scope:
                     try:
-                        await self._stream.send_all(view[start : start + limits.buffer])
+                        await self._stream.send_all(rest[start : start + limits.buffer])
                     except trio.BrokenResourceError:
                         scope.cancel()
                         await trio.lowlevel.checkpoint()
                 if scope.cancelled_caught:
-                    self._leave()
-                    self._scope.cancel()
+                    self._give_up()
                     await trio.lowlevel.checkpoint()
+                    return
             self._unsent = False
+        finally:
+            self._sending.release()
+
+    def _give_up(self) -> None:
+        self._leave()
+        self._scope.cancel()
 
     async def _linger(self) -> None:
         """Tell the client that nothing follows, and let it finish what it says."""

@@ -5,10 +5,11 @@ No I/O of its own beyond making the transports. Callers: the three drivers and t
 
 from __future__ import annotations
 
+import functools
 import logging
+import secrets
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -216,6 +217,19 @@ class Service(Generic[T]):
 class Serving(Generic[T]):
     """A call while it is answered: its transport, and where its attempts are written down."""
 
+    __slots__ = (
+        "_attempts",
+        "_began",
+        "_call",
+        "_delivery",
+        "_ids",
+        "_ledger",
+        "_over",
+        "_service",
+        "_shared",
+        "_time",
+    )
+
     def __init__(
         self,
         service: Service[T],
@@ -258,7 +272,7 @@ class Serving(Generic[T]):
         if self._ledger is None:
             return None
         call = self._call
-        self._ids.append(uuid.uuid4().hex)
+        self._ids.append(secrets.token_hex(16))
         return self._ledger.begin(
             Entry(
                 id=self._ids[-1],
@@ -312,7 +326,7 @@ def host_of(address: object) -> str:
 
 
 def _request_id() -> str:
-    return f"req_{uuid.uuid4().hex}"
+    return f"req_{secrets.token_hex(16)}"
 
 
 def _named(reply: Reply, request_id: str) -> Reply:
@@ -321,4 +335,9 @@ def _named(reply: Reply, request_id: str) -> Reply:
 
 
 def _date() -> str:
-    return formatdate(usegmt=True)
+    return _date_of(int(time.time()))
+
+
+@functools.lru_cache(maxsize=1)
+def _date_of(second: int) -> str:
+    return formatdate(second, usegmt=True)

@@ -28,7 +28,7 @@ def until_idle(crew: Crew, count: int) -> None:
     late = threading.Event()
     timer = threading.Timer(LIMIT, late.set)
     timer.start()
-    while crew._idle != count:
+    while len(crew._idle) != count:
         assert not late.is_set()
     timer.cancel()
 

@@ -41,7 +41,7 @@ from deltawire.testing import Answer, expected, write_frames
 from deltawire.transports import AsyncioTransport, SyncTransport, TrioTransport
 from deltawire.transports.asynchronous import AsyncStream, AsyncTransport
 from deltawire.transports.on_asyncio import AsyncioTimer
-from deltawire.transports.sockets import Connection
+from deltawire.transports.sockets import SocketConnection
 from deltawire.transports.sync import SyncStream
 from upstream import LIMIT, Gate, Hold, Reply, Upstream, error, stream
 
@@ -575,7 +575,7 @@ def test_a_call_can_be_cancelled_wherever_it_awaits(
             assert outcomes in LEGAL[was_cancelled], outcomes
             for attempt in call.attempts:
                 assert attempt.used == (attempt.status == 200)
-            if loop == "asyncio" and library is not httpx:
+            if library is None or (loop == "asyncio" and library is not httpx):
                 # httpcore 1 and, under trio, httpcore2 forget a connection whose task is cancelled
                 # after it was made and before the request is sent, until the client is closed.
                 await anyio.to_thread.run_sync(upstream.wait_closed)
@@ -590,7 +590,7 @@ def test_a_call_can_be_cancelled_wherever_it_awaits(
 
     # To connect, to send, the head, the body, its end, twice; own connections do not wait to send,
     # nor for what has come.
-    assert run(loop, main) > (4 if loop == "asyncio" and library is None else 8)
+    assert run(loop, main) > (4 if library is None else 8)
     upstream.wait_closed()
 
 
@@ -840,12 +840,7 @@ def test_draining_ends_in_time(loop: Loop, upstream: Upstream) -> None:
     upstream.wait_closed()
 
 
-HTTPCORE_CLOSES: Final = pytest.mark.xfail(
-    reason="httpcore closes a connection whose read is cancelled", strict=True
-)
-
-
-@pytest.mark.parametrize("loop", ["asyncio", pytest.param("trio", marks=HTTPCORE_CLOSES)])
+@pytest.mark.parametrize("loop", LOOPS)
 def test_a_call_that_is_cancelled_while_it_reads_is_drained(loop: Loop, upstream: Upstream) -> None:
     gate = Gate()
     upstream.play(held("middle", gate))
@@ -1020,7 +1015,7 @@ def test_a_signal_ends_a_call_that_blocks(
 
 
 def _reads_in(frame: FrameType) -> bool:
-    return frame.f_code is Connection.receive.__code__
+    return frame.f_code is SocketConnection.receive.__code__
 
 
 class InterruptedSockets:

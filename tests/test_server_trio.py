@@ -13,7 +13,7 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -25,7 +25,7 @@ import trustme
 
 from deltawire.attempts import Policy
 from deltawire.server.config import quick
-from deltawire.server.on_trio import serve
+from deltawire.server.on_trio import Connection, serve
 from deltawire.server.service import Service, Serving
 from deltawire.server.settings import Config
 from deltawire.testing import Answer, ErrorEvent, expected, write_frames
@@ -234,13 +234,13 @@ def test_the_end_of_the_body_is_in_one_write_with_done(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writes = []
-    send_all = trio.SocketStream.send_all
+    write = Connection._write
 
-    async def noted(self: trio.SocketStream, data: bytes | memoryview) -> None:
-        writes.append(bytes(data))
-        await send_all(self, data)
+    def noted(self: Connection, data: bytes) -> Awaitable[None] | None:
+        writes.append(data)
+        return write(self, data)
 
-    monkeypatch.setattr(trio.SocketStream, "send_all", noted)
+    monkeypatch.setattr(Connection, "_write", noted)
     httpx.post(server.url, json=STREAMED)
     (last,) = [write for write in writes if DONE in write]
     assert last.endswith(DONE + b"\r\n0\r\n\r\n")

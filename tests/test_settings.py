@@ -25,6 +25,7 @@ import trustme
 
 from deltawire.accounts import Account, AccountPool
 from deltawire.attempts import Policy, Timeouts
+from deltawire.calls import TranslatedCall
 from deltawire.errors import DeltawireError, InvalidSetting
 from deltawire.steps import UpstreamRequest
 from deltawire.testing import Answer, ErrorEvent, Failed, write_frames
@@ -408,7 +409,8 @@ def test_no_key_is_shown_by_what_has_it(upstream: Upstream) -> None:
         shown += [answer.attempts, answer.report, answer.completion, vars(answer)]
         answer.close()
         wire = transport.stream_wire(REQUEST)
-        requests.append(answer.exchange._call.request(account, stream=True))
+        call = TranslatedCall(REQUEST, pool.accounts, strict=False)
+        requests.append(call.request(account, stream=True))
         shown += [wire, requests, requests[0]]
     for loop_transport in (AsyncioTransport, TrioTransport):
         made = loop_transport(accounts=pool, verify=False)

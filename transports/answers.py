@@ -20,6 +20,8 @@ WITH_USAGE: Final[Mapping[str, Any]] = {"include_usage": True}
 class Answer(Generic[Out]):
     """What can be read of a stream at any time, and after its end."""
 
+    __slots__ = ("_begun",)
+
     def __init__(self) -> None:
         # What iterates fills it and must not know the stream, or dropping that would close nothing.
         self._begun: list[Exchange[Out]] = []

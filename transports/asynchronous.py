@@ -7,6 +7,7 @@ two are in files of their own. What a request goes out by is a `Network`.
 from __future__ import annotations
 
 import math
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
@@ -16,7 +17,7 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, Unpack
 from deltawire.chat import ChatCompletion, Chunk, Event
 from deltawire.exchange import Exchange
 from deltawire.renderings import AsCompletion, AsEvents, AsFrames, Machine, Rendering
-from deltawire.steps import Close, Open, Read, Wait
+from deltawire.steps import ENDED, Close, Open, Read, Wait
 from deltawire.transports.answers import (
     WITH_USAGE,
     Answer,
@@ -26,7 +27,14 @@ from deltawire.transports.answers import (
     raise_unless_begun,
     whole,
 )
-from deltawire.transports.http import Decompressor, can_decode, content_coding
+from deltawire.transports.http import (
+    Decompressor,
+    Library,
+    Routes,
+    Target,
+    can_decode,
+    content_coding,
+)
 from deltawire.transports.network import HTTPXNetwork, Network, Response, Trouble
 from deltawire.transports.settings import NOTHING, OnAttempt, Settings, Transport
 
@@ -74,6 +82,17 @@ class Runtime(Protocol):
 class Call(Generic[Out]):
     """One exchange on its way over a network, which `route` finds for each URL."""
 
+    __slots__ = (
+        "_decompressor",
+        "_errors",
+        "_network",
+        "_response",
+        "_route",
+        "_runtime",
+        "_timer",
+        "exchange",
+    )
+
     def __init__(
         self, exchange: Exchange[Out], route: Callable[[str], Network], runtime: Runtime
     ) -> None:
@@ -109,6 +128,8 @@ class Call(Generic[Out]):
     async def leave(self) -> None:
         """The caller wants nothing more."""
         self.exchange.leave(self._runtime.now())
+        if self.exchange.step is ENDED:
+            return
         with self._runtime.shielded():
             try:
                 while await self.next_output() is not None:
@@ -145,20 +166,23 @@ class Call(Generic[Out]):
         response, network = self._response, self._network
         if response is None or network is None:
             return exchange.receive_eof(now())
-        at = now()
-        deadline = exchange.deadline(at)
-        if response.patience is not None and exchange.limit - at > response.patience:
-            # Only its being idle could end this read, and the network sees to that.
-            deadline = math.inf
         try:
-            data = await self._timer.within(deadline, response.read())
+            return await self._receive_next(response)
         except StopAsyncIteration:
             return exchange.receive_eof(now())
         except TimeoutError:
             return exchange.receive_timeout(now())
         except network.errors as error:
             return self._went_wrong(network.trouble(error, None))
-        return self._receive(data)
+
+    async def _receive_next(self, response: Response) -> Out | None:
+        """What comes next, to the exchange. Raises what a read raises, and TimeoutError."""
+        exchange, at = self.exchange, self._runtime.now()
+        deadline = exchange.deadline(at)
+        if response.patience is not None and exchange.limit - at > response.patience:
+            # Only its being idle could end this read, and the network sees to that.
+            deadline = math.inf
+        return self._receive(await self._timer.within(deadline, response.read()))
 
     def _receive(self, data: bytes) -> Out | None:
         exchange, now = self.exchange, self._runtime.now
@@ -249,6 +273,7 @@ class AsyncTransport(Transport):
     blocking: ClassVar[bool] = False
 
     def __init__(self, **settings: Unpack[Settings]) -> None:
+        self._direct: Network | None = None
         super().__init__(**settings)
         runtime = self._runtime = self._make_runtime()
         patience = self._timeouts.idle if runtime.httpx_scopes else None
@@ -257,8 +282,24 @@ class AsyncTransport(Transport):
     def _make_runtime(self) -> Runtime:
         raise NotImplementedError
 
+    def _make_direct(
+        self, target: Callable[[str], Target], tls: ssl.SSLContext, limits: Mapping[str, Any]
+    ) -> Network:
+        """Connections of the transport's own."""
+        raise NotImplementedError
+
+    def _make_client(
+        self, library: Library, network: Mapping[str, Any], proxy: str | None, tls: ssl.SSLContext
+    ) -> Any:
+        if proxy is None:
+            self._routes = Routes(library)
+            self._direct = self._make_direct(library.target, tls, network)
+        return super()._make_client(library, network, proxy, tls)
+
     def _route(self, url: str) -> Network:
         """What a request to that URL goes by."""
+        if self._direct is not None and self._routes.is_plain(url):
+            return self._direct
         return self._network
 
     def stream(
@@ -274,7 +315,7 @@ class AsyncTransport(Transport):
         transport's own.
         """
         return AsyncStream(
-            lambda: self._call(chat_request, AsEvents, affinity, on_attempt), chunks_of
+            lambda: self._call(self._begin(chat_request, AsEvents, affinity, on_attempt)), chunks_of
         )
 
     def stream_wire(
@@ -289,7 +330,7 @@ class AsyncTransport(Transport):
         A failure before the first frame is raised; a later one is the last frame.
         """
         return AsyncStream(
-            lambda: self._call(chat_request, AsFrames, affinity, on_attempt), frames_of
+            lambda: self._call(self._begin(chat_request, AsFrames, affinity, on_attempt)), frames_of
         )
 
     def stream_completion(
@@ -304,7 +345,9 @@ class AsyncTransport(Transport):
         Failures are raised.
         """
         return AsyncStream(
-            lambda: self._call(chat_request, AsCompletion, affinity, on_attempt, WITH_USAGE),
+            lambda: self._call(
+                self._begin(chat_request, AsCompletion, affinity, on_attempt, WITH_USAGE)
+            ),
             completion_of,
         )
 
@@ -316,7 +359,7 @@ class AsyncTransport(Transport):
         on_attempt: OnAttempt | None = None,
     ) -> ChatCompletion:
         """The whole answer. Raises UpstreamError and its children, and InvalidRequest."""
-        call = self._call(chat_request, AsCompletion, affinity, on_attempt, WITH_USAGE)
+        call = self._call(self._begin(chat_request, AsCompletion, affinity, on_attempt, WITH_USAGE))
         try:
             completion = await call.next_output()
             await call.next_output()
@@ -324,21 +367,23 @@ class AsyncTransport(Transport):
             await call.leave()
         return whole(call.exchange, completion)
 
-    def _call(
+    def _call(self, exchange: Exchange[Out]) -> Call[Out]:
+        return Call(exchange, self._route, self._runtime)
+
+    def _begin(
         self,
         chat_request: Mapping[str, Any],
         rendering: Callable[[Machine], Rendering[Out]],
         affinity: str | None,
         on_attempt: OnAttempt | None,
         options: Mapping[str, Any] = NOTHING,
-    ) -> Call[Out]:
+    ) -> Exchange[Out]:
         self._runtime.check()
         now = self._runtime.now()
-        exchange = self._exchange(chat_request, rendering, now, affinity, on_attempt, options)
-        return Call(exchange, self._route, self._runtime)
+        return self._exchange(chat_request, rendering, now, affinity, on_attempt, options)
 
     def _networks(self) -> tuple[Network, ...]:
-        return (self._network,)
+        return (self._network,) if self._direct is None else (self._network, self._direct)
 
     async def __aenter__(self) -> Self:
         return self

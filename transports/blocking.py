@@ -12,9 +12,8 @@ from functools import partial
 from typing import Any, Protocol
 
 from deltawire.steps import Open
-from deltawire.transports.failures import Failed
 from deltawire.transports.http import Library, request_arguments
-from deltawire.transports.network import Answered, Trouble
+from deltawire.transports.network import Answered, Failed, Trouble
 from deltawire.transports.watchdog import Guard, Watchdog, shut_down
 
 

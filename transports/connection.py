@@ -1,7 +1,8 @@
-"""One connection to upstream, an asyncio protocol, and the answer that comes over it.
+"""One connection to upstream, and the answer that comes over it, whichever the event loop is.
 
 What may live here: the way of an answer's bytes from `data_received` to whoever reads them, and how
-a connection ends. What may not: which connections there are (`direct`), bytes of HTTP (`wire`).
+a connection ends. What may not: which connections there are (`direct`), bytes of HTTP (`wire`), and
+how one waits, which each event loop has of its own (`asyncio_network`, `trio_network`).
 
 An answer is read piece by piece, or pushed to a receiver in the moment that it comes; then nothing
 stands between the socket and the receiver, no task is woken, and nothing is queued.
@@ -9,20 +10,21 @@ stands between the socket and the receiver, no task is woken, and nothing is que
 
 from __future__ import annotations
 
-import asyncio
+import select
 import ssl
 from collections.abc import Callable, Mapping
-from typing import Final, Protocol, cast
+from typing import Any, ClassVar, Final, Protocol
 
-from deltawire.transports.failures import CLOSED_EARLY, CLOSED_HERE, broken
-from deltawire.transports.failures import Failed as Failed
 from deltawire.transports.http import Origin
-from deltawire.transports.readiness import is_readable
+from deltawire.transports.network import Failed
 from deltawire.transports.tls import TLSSession
 from deltawire.transports.wire import State, Wire
 
 # What an answer may be ahead of its reader: as much as httpx reads at once.
 _MAX_QUEUED: Final = 64 * 1024
+CLOSED_EARLY: Final = "the connection was closed while it was made"
+CLOSED_HERE: Final = "the connection was closed here"
+CUT_OFF: Final = "the connection was cut off"
 
 
 class Receiver(Protocol):
@@ -34,8 +36,39 @@ class Receiver(Protocol):
         """There is no more: the answer is whole, or the error says why it is not."""
 
 
+class Socket(Protocol):
+    """What a connection writes to: of asyncio's transports, what is needed here."""
+
+    def write(self, data: bytes, /) -> None: ...
+
+    def is_closing(self) -> bool: ...
+
+    def get_write_buffer_size(self) -> int: ...
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def close(self) -> None:
+        """Once what was written is gone."""
+
+    def abort(self) -> None:
+        """At once. Whatever closes it, `connection_lost` follows."""
+
+
 class DirectResponse:
     """The answer to one request: read piece by piece, or pushed to a receiver."""
+
+    __slots__ = (
+        "_connection",
+        "_error",
+        "_queue",
+        "_queued",
+        "_receiver",
+        "_wire",
+        "headers",
+        "status",
+    )
 
     # Deadlines are kept by whoever reads.
     patience: float | None = None
@@ -47,7 +80,6 @@ class DirectResponse:
         self._wire = wire
         self._queue: list[bytes] = []
         self._queued = 0
-        self._waiter: asyncio.Future[None] | None = None
         self._receiver: Receiver | None = None
         self._error: Failed | None = None
 
@@ -60,6 +92,7 @@ class DirectResponse:
         if head is None:
             raise self._error or Failed("there is no answer")
         self.status, self.headers = head.status, head.headers
+        self._wire.head = None
 
     async def read(self) -> bytes:
         """All that has come since the last read, or what comes next."""
@@ -73,6 +106,8 @@ class DirectResponse:
 
     def push_to(self, receiver: Receiver) -> None:
         """Hand what has come, and from now on whatever comes, to the receiver."""
+        # Upstreams send up to 2 KB of them; by now they were looked at.
+        self.headers = {}
         self._receiver = receiver
         if self._queue:
             receiver.receive_data(self._take())
@@ -95,11 +130,11 @@ class DirectResponse:
         self._connection.finish(self, self._wire)
 
     async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        """Until something has come."""
+        raise NotImplementedError
+
+    def _wake(self) -> None:
+        """Something has come."""
 
     def _take(self) -> bytes:
         data = self._queue[0] if len(self._queue) == 1 else b"".join(self._queue)
@@ -123,7 +158,7 @@ class DirectResponse:
                 self._connection.pause_reading()
         if self._wire.over:
             self._finish()
-        elif self._waiter is not None:
+        elif self._receiver is None:
             self._wake()
 
     def receive_eof(self, *, clean: bool) -> None:
@@ -138,7 +173,7 @@ class DirectResponse:
         """The connection is gone."""
         if self._wire.over or self._error is not None:
             return
-        self._error = Failed(broken(error, answered=self._wire.head is not None))
+        self._error = Failed(broken(error, self._wire))
         self._finish()
 
     def _finish(self) -> None:
@@ -149,44 +184,54 @@ class DirectResponse:
             receiver, self._receiver = self._receiver, None
             receiver.receive_end(self._error)
 
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
-
-class Connection(asyncio.Protocol):
+class Connection:
     """One connection, for one answer after the other.
 
     on_gone: told once when it is of no use any more.
     """
 
-    def __init__(
-        self, origin: Origin, tls: ssl.SSLContext, on_gone: Callable[[Connection], None]
-    ) -> None:
-        loop = asyncio.get_running_loop()
+    __slots__ = ("_on_gone", "_release", "_response", "_tls", "_transport", "origin")
+
+    response: ClassVar[type[DirectResponse]]
+
+    def __init__(self, origin: Origin, tls: ssl.SSLContext, on_gone: Callable[[Any], None]) -> None:
         self.origin = origin
-        self.ready: asyncio.Future[None] = loop.create_future()
-        """Done when requests can be sent; fails if there will be no connection."""
-        self.lost: asyncio.Future[None] = loop.create_future()
-        """Done when its socket is closed."""
-        self._expiry: asyncio.TimerHandle | None = None
-        self._on_gone: Callable[[Connection], None] | None = on_gone
-        self._release: Callable[[Connection], None] | None = None
-        self._transport: asyncio.Transport | None = None
+        self._on_gone: Callable[[Any], None] | None = on_gone
+        self._release: Callable[[Any], None] | None = None
+        self._transport: Socket | None = None
         self._tls = TLSSession(tls, origin[1]) if origin[0] else None
         self._response: DirectResponse | None = None
 
-    # What asyncio calls.
+    # What each event loop does in its own way.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+    async def ready(self) -> None:
+        """Until requests can be sent. Raises OSError if there will be no connection."""
+        raise NotImplementedError
+
+    def _be_ready(self, error: Exception | None) -> None:
+        """Requests can be sent, or, if there is an error, never will be; the first word counts."""
+        raise NotImplementedError
+
+    def _be_lost(self) -> None:
+        """Its socket is closed; may be said again."""
+        raise NotImplementedError
+
+    def _has_unread(self) -> bool:
+        """Whether there is something to read that nobody asked for, an end included."""
+        raise NotImplementedError
+
+    # What the event loop calls.
+
+    def begin(self, transport: Socket) -> None:
+        self._transport = transport
         if self._on_gone is None:
             # Nobody waits for it any more.
-            self._transport.abort()
+            transport.abort()
         elif self._tls is None:
             self._be_ready(None)
         else:
-            self._transport.write(self._tls.start())
+            transport.write(self._tls.start())
 
     def data_received(self, data: bytes) -> None:
         if self._tls is not None:
@@ -208,8 +253,7 @@ class Connection(asyncio.Protocol):
         self._be_ready(error or ConnectionResetError(CLOSED_EARLY))
         self._go()
         self._transport = None
-        if not self.lost.done():
-            self.lost.set_result(None)
+        self._be_lost()
 
     def _receive_secured(self, session: TLSSession, data: bytes) -> None:
         plain = session.receive_data(data)
@@ -229,16 +273,6 @@ class Connection(asyncio.Protocol):
         if self._response is None and (plain or session.error is not None or session.ended):
             self.close()
 
-    def _be_ready(self, error: Exception | None) -> None:
-        if self.ready.done():
-            return
-        if error is None:
-            self.ready.set_result(None)
-        else:
-            self.ready.set_exception(error)
-            # Asked for, so that it is not missed if nobody waits for it any more.
-            self.ready.exception()
-
     # What is done with it.
 
     @property
@@ -247,22 +281,12 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None or self._on_gone is None or transport.is_closing():
             return False
-        return not is_readable(transport.get_extra_info("socket"))
+        return not self._has_unread()
 
-    def keep(self, seconds: float | None) -> None:
-        """Close it then, unless it is used before."""
-        if seconds is not None:
-            self._expiry = asyncio.get_running_loop().call_later(seconds, self.close)
-
-    def unkeep(self) -> None:
-        if self._expiry is not None:
-            self._expiry.cancel()
-            self._expiry = None
-
-    def ask(self, wire: Wire, release: Callable[[Connection], None]) -> DirectResponse:
+    def ask(self, wire: Wire, release: Callable[[Any], None]) -> DirectResponse:
         """Send a request. `release`: told when the connection is free for another one."""
         self._release = release
-        self._response = DirectResponse(self, wire)
+        self._response = self.response(self, wire)
         if self._transport is None or self._on_gone is None:
             self._response.receive_break(None)
             return self._response
@@ -310,11 +334,31 @@ class Connection(asyncio.Protocol):
         self._response = None
         if self._transport is not None:
             self._transport.abort()
-        elif not self.lost.done():
-            self.lost.set_result(None)
+        else:
+            self._be_lost()
         self._go()
 
     def _go(self) -> None:
         on_gone, self._on_gone = self._on_gone, None
         if on_gone is not None:
             on_gone(self)
+
+
+def broken(error: Exception | None, wire: Wire) -> str:
+    """The text of what ended a connection before it ended the answer."""
+    text = str(error or "") or CUT_OFF
+    return no_tls(text) if isinstance(error, ssl.SSLError) and wire.state is State.HEAD else text
+
+
+def no_tls(text: str) -> str:
+    """The text of an error of TLS, with the settings to look at."""
+    return f"no TLS connection: {text} (verify, cert)"
+
+
+def is_readable(sock: Any) -> bool:
+    """Whether there is something to read, an end included."""
+    if not hasattr(select, "poll"):
+        return bool(select.select([sock], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN)
+    return bool(poll.poll(0))

@@ -19,7 +19,8 @@ import threading
 import time
 from typing import Any, Final
 
-from deltawire.transports.failures import CLOSED, Failed
+from deltawire.transports.direct import CLOSED
+from deltawire.transports.network import Failed
 from deltawire.transports.watchdog import shut_down
 
 _HAPPY_EYEBALLS: Final = 0.25

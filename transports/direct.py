@@ -1,46 +1,39 @@
-"""`DirectNetwork`: connections to upstream that are asyncio protocols of our own.
+"""`DirectNetwork`: connections to upstream that are our own, whichever the event loop is.
 
-What may live here: connecting, and which connections there are. What may not: which are kept
-(`places`), what comes over them (`connection`), bytes of HTTP (`wire`), policy
-(`deltawire.exchange`). Caller: `on_asyncio`, where neither a client of the caller's own nor a proxy
-is in play.
+What may live here: how a request is sent over a connection that is kept or made. What may not:
+which of them that is (`places`), what comes over it (`connection`), bytes of HTTP (`wire`), policy
+(`deltawire.exchange`), and how connections are made, which each event loop has of its own
+(`asyncio_network`, `trio_network`). Used where neither a client of the caller's own nor a proxy is
+in play.
 
-Through httpx each delta passes a dozen generators and a cancel scope, which takes 30 us.
+Through httpx each delta passes a dozen generators and cancel scopes: 30 us on asyncio, 100 on trio.
 """
 
 from __future__ import annotations
 
-import asyncio
-import math
 import ssl
 from collections.abc import Callable
-from ipaddress import ip_address
-from typing import Any, Final
+from functools import cache
+from typing import Final, Generic, TypeVar
 
 from deltawire.errors import LocalProtocolError
 from deltawire.steps import Open
-from deltawire.transports.connection import Connection, DirectResponse
-from deltawire.transports.failures import (
-    CLOSED,
-    Failed,
-    no_connection,
-    no_place,
-    no_tls,
-    too_slow,
-)
-from deltawire.transports.http import Origin, Target
-from deltawire.transports.network import Trouble
-from deltawire.transports.places import Places
+from deltawire.transports.connection import Connection, DirectResponse, no_tls
+from deltawire.transports.http import Target
+from deltawire.transports.network import Failed, Trouble
+from deltawire.transports.places import Kept, Places, Waiting
 from deltawire.transports.wire import wire_for
 
-# RFC 8305 5: when the next address is tried while the first has not answered.
-_HAPPY_EYEBALLS: Final = 0.25
+CLOSED: Final = "the transport was closed"
+
+K = TypeVar("K", bound=Kept)
+C = TypeVar("C", bound=Connection)
 
 
-class DirectNetwork:
+class OwnNetwork(Generic[K]):
     """The connections of one transport.
 
-    target: what a URL says. tls: for https.
+    target: what a URL says. tls: for https. The limits are those of `Transport`.
     """
 
     errors: tuple[type[Exception], ...] = (Failed,)
@@ -49,25 +42,51 @@ class DirectNetwork:
         self,
         target: Callable[[str], Target],
         tls: ssl.SSLContext,
-        places: Places[Connection],
+        *,
+        max_connections: int | None,
+        max_keepalive_connections: int | None,
+        keepalive_expiry: float | None,
     ) -> None:
-        self._target = target
+        # For each URL, which takes 30 us to take apart.
+        self._target = cache(target)
         self._tls = tls
+        # As httpx's client does it.
+        tls.set_alpn_protocols(["http/1.1"])
         self._closed = False
-        self._connections: set[Connection] = set()
-        self._dialing: set[asyncio.Task[Any]] = set()
-        self._places = places
+        self._expiry = keepalive_expiry
+        self._connections: set[K] = set()
+        most_idle = 0 if keepalive_expiry == 0 else max_keepalive_connections
+        self._places = Places[K](max_connections, most_idle, self._keep, self._use)
 
-    # Requests.
+    def trouble(self, error: Exception, step: Open | None) -> Trouble:
+        return Trouble(isinstance(error, Failed) and error.late, str(error) or None)
+
+    def _keep(self, connection: K) -> None:
+        """It is idle, and is closed when its time is over."""
+        raise NotImplementedError
+
+    def _use(self, connection: K) -> None:
+        """It is idle no longer."""
+
+    def _forget(self, connection: K) -> None:
+        """It is of no use any more."""
+        self._places.forget(connection)
+
+
+class DirectNetwork(OwnNetwork[C]):
+    """Those of an event loop."""
 
     async def send(self, step: Open, wait: float) -> DirectResponse:
         if self._closed:
             raise LocalProtocolError(CLOSED)
         target = self._target(step.request.url)
         wire = wire_for(target, step.request)
-        connection = await self._take_place(target.origin, step.connect)
+        limit = step.connect
+        connection = await self._places.take(
+            target.origin, lambda waiting: self._wait(waiting, limit)
+        )
         if connection is None:
-            connection = await self._dial(target, step.connect)
+            connection = await self._dial(target, limit)
         response = connection.ask(wire, self._places.release)
         try:
             await response.wait_for_head()
@@ -76,134 +95,53 @@ class DirectNetwork:
             raise
         return response
 
-    def trouble(self, error: Exception, step: Open | None) -> Trouble:
-        return Trouble(isinstance(error, Failed) and error.late, str(error))
-
     async def aclose(self) -> None:
         self._closed = True
-        self._places.end()
-        for dialing in self._dialing:
-            dialing.cancel()
+        self._places.close(CLOSED)
         connections = list(self._connections)
         for connection in connections:
             connection.close()
-        unfinished = [*self._dialing, *(each.lost for each in connections)]
-        if unfinished:
-            await asyncio.wait(unfinished)
+        await self._end(connections)
 
-    async def _dial(self, target: Target, limit: float | None) -> Connection:
+    # What each event loop does in its own way.
+
+    async def _dial(self, target: Target, limit: float | None) -> C:
         """A new connection, for whoever has a place; the place is given back if there is none."""
-        loop = asyncio.get_running_loop()
-        connection = Connection(target.origin, self._tls, self._forget)
-        self._connections.add(connection)
-        dialing = loop.create_task(_connect(connection))
-        self._dialing.add(dialing)
-        dialing.add_done_callback(self._dialed)
-        try:
-            await asyncio.wait([dialing], timeout=limit)
-            if not dialing.done():
-                raise too_slow(limit)
-            if dialing.cancelled() or self._closed:
-                raise Failed(CLOSED)
-            if (error := dialing.exception()) is not None:
-                raise Failed(no_connection(error)) from None
-        except BaseException:
-            dialing.cancel()
-            connection.abort()
-            raise
-        return connection
+        raise NotImplementedError
 
-    def _dialed(self, dialing: asyncio.Task[Any]) -> None:
-        self._dialing.discard(dialing)
-        if not dialing.cancelled():
-            # Asked for, so that it is not missed if nobody waits for it any more.
-            dialing.exception()
+    async def _wait(self, waiting: Waiting[C], limit: float | None) -> None:
+        """Until it is done. It is given up after so many seconds."""
+        raise NotImplementedError
 
-    # Places.
-
-    async def _take_place(self, origin: Origin, limit: float | None) -> Connection | None:
-        """A connection that was kept; None: there may be a new one."""
-        places = self._places
-        if (kept := places.take_kept(origin)) is not None:
-            return kept
-        if places.take_new():
-            return None
-        until = math.inf if limit is None else asyncio.get_running_loop().time() + limit
-        waiting = _Waiting(origin, until, no_place(limit))
-        places.wait(waiting)
-        place = await self._given(waiting)
-        while place is not None and not place.usable:
-            # Upstream has closed it on the way here.
-            place.close()
-            waiting = _Waiting(origin, until, no_place(limit))
-            places.wait_first(waiting)
-            place = await self._given(waiting)
-        return place
-
-    async def _given(self, waiting: _Waiting) -> Connection | None:
-        try:
-            return await waiting.place
-        except BaseException:
-            place = waiting.place
-            if not (place.cancel() or place.cancelled() or place.exception() is not None):
-                # It came in the moment of leaving.
-                self._places.give_back(place.result())
-            raise
-        finally:
-            waiting.stop()
-
-    def _forget(self, connection: Connection) -> None:
-        """The connection is closed."""
-        connection.lost.add_done_callback(lambda _: self._connections.discard(connection))
-        self._places.forget(connection)
+    async def _end(self, connections: list[C]) -> None:
+        """Stop dialing, and wait until that and all connections have ended."""
+        raise NotImplementedError
 
 
-class _Waiting:
-    """Who waits for a place, and until when: what it gets is a kept connection, or None."""
-
-    def __init__(self, origin: Origin, until: float, late: Failed) -> None:
-        loop = asyncio.get_running_loop()
-        self.origin = origin
-        self.place: asyncio.Future[Connection | None] = loop.create_future()
-        self._timer = None if until == math.inf else loop.call_at(until, self.give_up, late)
-
-    @property
-    def over(self) -> bool:
-        return self.place.done()
-
-    def give(self, connection: Connection | None) -> None:
-        self.place.set_result(connection)
-
-    def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def give_up(self, reason: Failed) -> None:
-        if not self.place.done():
-            self.place.set_exception(reason)
+def no_place(limit: float | None) -> Failed:
+    """Nobody gave a connection away."""
+    return Failed(f"no connection became free within {limit} s (max_connections)", late=True)
 
 
-async def _connect(connection: Connection) -> None:
-    loop = asyncio.get_running_loop()
-    _, host, port = connection.origin
-    options: dict[str, Any] = {}
-    if isinstance(loop, asyncio.BaseEventLoop) and not _is_address(host):
-        # Other loops do it as they like. Cancelled at the wrong moment, asyncio leaves a socket of
-        # this race to the garbage collector; so it is not run where there is but one address.
-        options["happy_eyeballs_delay"] = _HAPPY_EYEBALLS
-    await loop.create_connection(lambda: connection, host, port, **options)
+def too_late(limit: float | None) -> Failed:
+    """Nobody answered."""
+    return Failed(f"no connection within {limit} s (timeouts.connect)", late=True)
+
+
+def no_connection(error: BaseException) -> Failed:
+    """Why there is none."""
+    if isinstance(error, Failed):
+        return error
+    text = str(error)
+    return Failed(no_tls(text) if isinstance(error, ssl.SSLError) else f"no connection: {text}")
+
+
+async def secured(connection: Connection) -> None:
+    """Wait until requests can be sent over a connection that is made. Raises Failed, SSLError."""
     try:
-        await connection.ready
+        await connection.ready()
     except ssl.SSLError:
         raise
     except OSError as error:
         # Somebody was there, so that it is not the address that is wrong.
         raise Failed(no_tls(str(error))) from None
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True

@@ -69,8 +69,6 @@ class Library:
     def tls(self, verify: bool | ssl.SSLContext) -> ssl.SSLContext:
         """The context that the library would use."""
         context: ssl.SSLContext = self._create_ssl_context(verify=verify)
-        # As its client does it, which not every connection is of.
-        context.set_alpn_protocols(["http/1.1"])
         return context
 
     def is_timeout(self, error: Exception) -> bool:
@@ -103,6 +101,13 @@ class Target:
     origin: whether by TLS, host and port. path: with the query. Either may hold a secret, so that
     it is not shown.
     """
+
+    __slots__ = (
+        "_authority",
+        "origin",
+        "path",
+        "scheme",
+    )
 
     def __init__(self, url: Any) -> None:
         self.scheme: str = url.scheme
@@ -212,32 +217,24 @@ def proxy_applies(proxies: Mapping[str, str], scheme: str, host: str) -> bool:
     )
 
 
-class DirectRoutes:
-    """Which URLs are reached by connections of our own, and what they say; each is read once."""
+class Routes:
+    """Which URLs are reached without a proxy, where there is no other client."""
 
     def __init__(self, library: Library) -> None:
         self._library = library
         # Read once, as httpx does it.
         self._proxies: Mapping[str, str] = getproxies()
-        self._targets: dict[str, Target] = {}
-        self._applies: dict[str, bool] = {}
+        self._plain: dict[str, bool] = {}
 
-    def target(self, url: str) -> Target:
-        """What the URL says."""
-        target = self._targets.get(url)
-        if target is None:
-            target = self._targets[url] = self._library.target(url)
-        return target
-
-    def applies(self, url: str) -> bool:
-        """Whether no proxy has to be asked."""
-        applies = self._applies.get(url)
-        if applies is None:
-            target = self.target(url)
+    def is_plain(self, url: str) -> bool:
+        """Whether connections of our own reach it."""
+        plain = self._plain.get(url)
+        if plain is None:
+            target = self._library.target(url)
             known = target.scheme in ("http", "https")
-            proxied = proxy_applies(self._proxies, target.scheme, target.origin[1])
-            applies = self._applies[url] = known and not proxied
-        return applies
+            applies = proxy_applies(self._proxies, target.scheme, target.origin[1])
+            plain = self._plain[url] = known and not applies
+        return plain
 
 
 def content_coding(headers: Mapping[str, str]) -> str | None:

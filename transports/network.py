@@ -1,7 +1,7 @@
 """What a request goes out by, under an event loop: `Network`, and the one that is httpx's.
 
 The loop between exchange and network is in `asynchronous`, which knows no more of a network than is
-said here. The other one is `direct`.
+said here. The others are those of `direct`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,14 @@ from deltawire.transports.http import Library, request_arguments
 
 # The pieces that httpx may still hold of a body that is left; it reads 64 KiB at a time.
 _MAX_LEFT: Final = 1000
+
+
+class Failed(Exception):
+    """There is no answer, or no more of it; the text says why."""
+
+    def __init__(self, reason: str, *, late: bool = False) -> None:
+        super().__init__(reason)
+        self.late = late
 
 
 class Trouble(Struct, frozen=True):
@@ -103,6 +111,15 @@ class HTTPXNetwork:
 
 class HTTPXResponse:
     """An answer that httpx reads."""
+
+    __slots__ = (
+        "_answer",
+        "_body",
+        "_errors",
+        "headers",
+        "patience",
+        "status",
+    )
 
     def __init__(
         self, answer: Any, errors: tuple[type[Exception], ...], patience: float | None

@@ -16,10 +16,9 @@ import anyio
 from deltawire.errors import LocalProtocolError
 from deltawire.renderings import AsFrames
 from deltawire.transports.asynchronous import AsyncTransport, Runtime, Timer
-from deltawire.transports.direct import DirectNetwork
-from deltawire.transports.http import DirectRoutes, Library
+from deltawire.transports.asyncio_network import AsyncioNetwork
+from deltawire.transports.http import Target
 from deltawire.transports.network import Network
-from deltawire.transports.places import Places
 from deltawire.transports.push import PushedCall, PushedStream
 from deltawire.transports.settings import OnAttempt
 
@@ -36,24 +35,14 @@ class AsyncioTransport(AsyncTransport):
     """
 
     extra: ClassVar[str] = "asyncio"
-    _direct: DirectNetwork | None = None
-    _routes: DirectRoutes
 
-    def _make_client(
-        self, library: Library, network: Mapping[str, Any], proxy: str | None, tls: ssl.SSLContext
-    ) -> Any:
-        if proxy is None:
-            self._routes = DirectRoutes(library)
-            self._direct = DirectNetwork(self._routes.target, tls, Places(**network))
-        return super()._make_client(library, network, proxy, tls)
+    def _make_direct(
+        self, target: Callable[[str], Target], tls: ssl.SSLContext, limits: Mapping[str, Any]
+    ) -> Network:
+        return AsyncioNetwork(target, tls, **limits)
 
     def _make_runtime(self) -> Runtime:
         return AsyncioRuntime()
-
-    def _route(self, url: str) -> Network:
-        if self._direct is not None and self._routes.applies(url):
-            return self._direct
-        return self._network
 
     def push_wire(
         self,
@@ -69,15 +58,10 @@ class AsyncioTransport(AsyncTransport):
         """
 
         def begin() -> PushedCall[bytes]:
-            self._runtime.check()
-            now = self._runtime.now()
-            exchange = self._exchange(chat_request, AsFrames, now, affinity, on_attempt)
+            exchange = self._begin(chat_request, AsFrames, affinity, on_attempt)
             return PushedCall(exchange, self._route, self._runtime, hand_out)
 
         return PushedStream(begin)
-
-    def _networks(self) -> tuple[Network, ...]:
-        return (self._network,) if self._direct is None else (self._network, self._direct)
 
 
 class AsyncioRuntime:
@@ -131,6 +115,14 @@ class AsyncioTimer:
     set again; to make and cancel one for each delta took 8 us, more than all else that is done for
     it.
     """
+
+    __slots__ = (
+        "_deadline",
+        "_handle",
+        "_loop",
+        "_rang",
+        "_task",
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable
+import ssl
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, TypeVar
@@ -11,7 +12,13 @@ from typing import Any, ClassVar, TypeVar
 import trio
 
 from deltawire.errors import LocalProtocolError
+from deltawire.renderings import AsFrames
 from deltawire.transports.asynchronous import AsyncTransport, Runtime, Timer
+from deltawire.transports.http import Target
+from deltawire.transports.network import Network
+from deltawire.transports.settings import OnAttempt
+from deltawire.transports.trio_network import TrioNetwork
+from deltawire.transports.trio_push import HandOut, TrioPush, TrioPushedCall
 
 T = TypeVar("T")
 
@@ -21,12 +28,38 @@ class TrioTransport(AsyncTransport):
 
     Arguments are those of `Transport`; `client` is an `httpx.AsyncClient` or an
     `httpx2.AsyncClient`. An async context manager, of the trio run that it is first used in.
+
+    Without a client, and where no proxy applies, it has connections of its own: `direct`.
     """
 
     extra: ClassVar[str] = "trio"
 
+    def _make_direct(
+        self, target: Callable[[str], Target], tls: ssl.SSLContext, limits: Mapping[str, Any]
+    ) -> Network:
+        return TrioNetwork(target, tls, **limits)
+
     def _make_runtime(self) -> Runtime:
         return TrioRuntime()
+
+    def push_wire(
+        self,
+        chat_request: Mapping[str, Any],
+        hand_out: HandOut[bytes],
+        *,
+        affinity: str | None = None,
+        on_attempt: OnAttempt | None = None,
+    ) -> TrioPush[bytes]:
+        """The frames of `stream_wire`, each handed out by the task that reads it.
+
+        hand_out: must not fail; what it gives is awaited before upstream is read again.
+        """
+
+        def begin() -> TrioPushedCall[bytes]:
+            exchange = self._begin(chat_request, AsFrames, affinity, on_attempt)
+            return TrioPushedCall(exchange, self._route, self._runtime)
+
+        return TrioPush(begin, hand_out)
 
 
 class TrioRuntime:

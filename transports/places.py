@@ -1,7 +1,7 @@
-"""`Places`: which connections are kept, and who waits for one. No I/O, no clock, no locks.
+"""`Places`: which connections there may be, which of them are kept, and who waits for one.
 
-Callers: `direct` and `pool`, which make the connections and wait; the rule of who gets what is
-here, once.
+What may live here: the choice. What may not: sockets, clocks, an event loop, locks. Callers:
+`direct` and `pool`.
 
 A place is what `max_connections` counts: a connection has one from before it is made until it is
 closed. Whoever finds none waits, first come first served, and is handed a kept connection or the
@@ -11,14 +11,15 @@ place of one that is gone. So as long as somebody waits, no connection is idle.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Generic, Protocol, TypeVar
 
-from deltawire.transports.failures import CLOSED, Failed
 from deltawire.transports.http import Origin
+from deltawire.transports.network import Failed
 
 
 class Kept(Protocol):
-    """A connection, as far as it can be kept."""
+    """What a connection is to this."""
 
     origin: Origin
 
@@ -26,133 +27,169 @@ class Kept(Protocol):
     def usable(self) -> bool:
         """Whether it is open, as far as is known."""
 
-    def keep(self, seconds: float | None) -> None:
-        """It is idle, and may be so for so long."""
-
-    def unkeep(self) -> None:
-        """It is idle no longer."""
-
-    def close(self) -> None:
-        """Whoever made it tells the places so, by `forget`."""
+    def close(self) -> None: ...
 
 
 C = TypeVar("C", bound=Kept)
-Given = TypeVar("Given", bound=Kept, contravariant=True)
 
 
-class Waiter(Protocol[Given]):
-    """Who waits for a place."""
+class Waiting(Generic[C]):
+    """Who waits for a place: what it gets is a kept connection, or None.
 
-    origin: Origin
+    wake: called once it is `done`. until: on the clock of who waits, as soon as that has looked at
+    it. Both are for who waits to set.
+    """
 
-    @property
-    def over(self) -> bool:
-        """Whether it has one, or waits no longer."""
+    def __init__(self, origin: Origin) -> None:
+        self.origin = origin
+        self.until: float | None = None
+        self.done = False
+        self.place: C | None = None
+        self.error: Failed | None = None
+        self.wake: Callable[[], object] = bool
 
-    def give(self, connection: Given | None) -> None:
-        """A kept connection, or the place for a new one."""
+    def hand(self, place: C | None) -> None:
+        self.done = True
+        self.place = place
+        self.wake()
 
     def give_up(self, reason: Failed) -> None:
-        """There will be none."""
+        if not self.done:
+            self.done = True
+            self.error = reason
+            self.wake()
 
 
 class Places(Generic[C]):
-    """Those of one transport, whose limits they have."""
+    """The places of one network.
+
+    most, most_idle: how many connections there may be, and how many idle ones are kept; None: any.
+    keep, use: told of a connection that it is idle from now on, and that it is not any more.
+    """
 
     def __init__(
         self,
-        *,
-        max_connections: int | None,
-        max_keepalive_connections: int | None,
-        keepalive_expiry: float | None,
+        most: int | None,
+        most_idle: int | None,
+        keep: Callable[[C], None],
+        use: Callable[[C], None],
     ) -> None:
-        self._most = max_connections
-        self._most_idle = max_keepalive_connections
-        self._expiry = keepalive_expiry
+        self._most = most
+        self._most_idle = most_idle
+        self._keep = keep
+        self._use = use
         # The last was used last; a place may be taken before there is a connection.
-        self._idle: list[C] = []
+        self.idle: list[C] = []
         self._taken = 0
-        self._waiting: deque[Waiter[C]] = deque()
+        self._waiting: deque[Waiting[C]] = deque()
 
-    @property
-    def oldest(self) -> C | None:
-        """The connection that has been idle for longest."""
-        return self._idle[0] if self._idle else None
+    async def take(
+        self, origin: Origin, wait: Callable[[Waiting[C]], Awaitable[object]]
+    ) -> C | None:
+        """A connection that was kept; None: there may be a new one.
 
-    def take_kept(self, origin: Origin) -> C | None:
-        """A connection that was kept, the last used."""
-        for connection in reversed(self._idle):
+        wait: comes back once the waiting is done.
+        """
+        if (waiting := self.ask(origin)).done:
+            return waiting.place
+        while True:
+            try:
+                await wait(waiting)
+            except BaseException:
+                self.leave(waiting)
+                raise
+            if self.received(waiting):
+                return waiting.place
+
+    def ask(self, origin: Origin) -> Waiting[C]:
+        """A place at once, if there is one; else in its turn."""
+        waiting = Waiting[C](origin)
+        if (kept := self._take_idle(origin)) is not None:
+            waiting.hand(kept)
+            return waiting
+        if self._most is not None and self._taken >= self._most and self.idle:
+            self.idle[0].close()
+        if self._most is None or self._taken < self._most:
+            self._taken += 1
+            waiting.hand(None)
+        else:
+            self._waiting.append(waiting)
+        return waiting
+
+    def received(self, waiting: Waiting[C]) -> bool:
+        """Whether who has waited has something of use; if not, it is the next. Raises Failed."""
+        if waiting.error is not None:
+            raise waiting.error
+        place = waiting.place
+        if place is None or place.usable:
+            return True
+        # Upstream has closed it on the way here.
+        place.close()
+        waiting.done = False
+        self._waiting.appendleft(waiting)
+        self._hand_on()
+        return False
+
+    def leave(self, waiting: Waiting[C]) -> None:
+        """It waits no longer."""
+        if waiting.done and waiting.error is None:
+            # It came in the moment of leaving.
+            self.give_back(waiting.place)
+        waiting.done = True
+
+    def _take_idle(self, origin: Origin) -> C | None:
+        for connection in reversed(self.idle):
             if connection.origin == origin:
                 self._stop_keeping(connection)
                 if connection.usable:
                     return connection
                 connection.close()
-                return self.take_kept(origin)
+                return self._take_idle(origin)
         return None
 
-    def take_new(self) -> bool:
-        """Whether there may be a new connection; one that is kept elsewhere makes room for it."""
-        if self._most is not None and self._taken >= self._most and self._idle:
-            self._idle[0].close()
-        if self._most is None or self._taken < self._most:
-            self._taken += 1
-            return True
-        return False
-
-    def wait(self, waiter: Waiter[C]) -> None:
-        """Give it a place in its turn."""
-        self._waiting.append(waiter)
-
-    def wait_first(self, waiter: Waiter[C]) -> None:
-        """Give it the next one, for what it was given was of no use."""
-        self._waiting.appendleft(waiter)
-        self._hand_on()
-
     def give_back(self, connection: C | None) -> None:
-        """What was given to a waiter that does not want it."""
+        """What is not used after all."""
         if connection is None:
-            self.leave()
+            self._taken -= 1
+            self._hand_on()
         else:
             self.release(connection)
 
     def release(self, connection: C) -> None:
         """The connection is free."""
-        while self._waiting and self._waiting[0].over:
+        while self._waiting and self._waiting[0].done:
             self._waiting.popleft()
         if self._waiting and self._waiting[0].origin == connection.origin:
-            self._waiting.popleft().give(connection)
-        elif self._waiting or self._most_idle == 0 or self._expiry == 0:
+            self._waiting.popleft().hand(connection)
+        elif self._waiting or self._most_idle == 0:
             connection.close()
         else:
-            self._idle.append(connection)
-            connection.keep(self._expiry)
-            if self._most_idle is not None and len(self._idle) > self._most_idle:
-                self._idle[0].close()
+            self.idle.append(connection)
+            self._keep(connection)
+            if self._most_idle is not None and len(self.idle) > self._most_idle:
+                self.idle[0].close()
 
     def forget(self, connection: C) -> None:
         """The connection is closed."""
         self._stop_keeping(connection)
-        self.leave()
-
-    def leave(self) -> None:
-        """The place of a connection that is gone is for who has waited longest."""
         self._taken -= 1
         self._hand_on()
 
-    def end(self) -> None:
-        """Nobody will be given anything any more."""
-        for waiter in self._waiting:
-            waiter.give_up(Failed(CLOSED))
+    def close(self, reason: str) -> None:
+        """There are no more places for those who wait."""
+        for waiting in self._waiting:
+            waiting.give_up(Failed(reason))
         self._waiting.clear()
 
     def _stop_keeping(self, connection: C) -> None:
-        if connection in self._idle:
-            self._idle.remove(connection)
-        connection.unkeep()
+        if connection in self.idle:
+            self.idle.remove(connection)
+            self._use(connection)
 
     def _hand_on(self) -> None:
+        """The place of a connection that is gone is for who has waited longest."""
         while self._waiting and (self._most is None or self._taken < self._most):
-            waiter = self._waiting.popleft()
-            if not waiter.over:
+            waiting = self._waiting.popleft()
+            if not waiting.done:
                 self._taken += 1
-                waiter.give(None)
+                waiting.hand(None)

@@ -16,12 +16,13 @@ import math
 from collections.abc import Callable
 from typing import TypeVar
 
+from deltawire.errors import LocalProtocolError
 from deltawire.exchange import Exchange
 from deltawire.steps import READ, Phase
 from deltawire.transports.answers import Answer, raise_unless_begun
 from deltawire.transports.asynchronous import Call, Runtime
-from deltawire.transports.connection import DirectResponse, Failed
-from deltawire.transports.network import Network, Trouble
+from deltawire.transports.connection import DirectResponse
+from deltawire.transports.network import Failed, Network, Trouble
 
 Out = TypeVar("Out")
 
@@ -31,6 +32,20 @@ class PushedCall(Call[Out]):
 
     `hand_out` must not wait for anything; what it raises is raised by whoever carries the call out.
     """
+
+    __slots__ = (
+        "_bell",
+        "_hand_out",
+        "_idle",
+        "_last",
+        "_loop",
+        "_over",
+        "_paused",
+        "_phase",
+        "_pushed",
+        "_stopped",
+        "_when",
+    )
 
     def __init__(
         self,
@@ -45,30 +60,31 @@ class PushedCall(Call[Out]):
         self._idle = math.inf if exchange.idle is None else exchange.idle
         # While an answer is pushed: whose it is, and what is done when it is over.
         self._pushed: DirectResponse | None = None
-        self._over: asyncio.Future[None] = self._loop.create_future()
+        self._over: asyncio.Future[None] | None = None
         self._last = 0.0
         self._phase: Phase | None = None
         self._bell: asyncio.TimerHandle | None = None
         self._when = math.inf
-        self._may_go_on = asyncio.Event()
-        self._may_go_on.set()
+        # Set when it may go on; None where it may.
+        self._paused: asyncio.Event | None = None
         self._stopped = False
 
-    async def run(self) -> None:
-        """Carry the call out, to its end."""
-        while (out := await self.next_output()) is not None:
-            if not self._stopped:
-                self._hand_out(out)
+    def hand_out(self, out: Out) -> None:
+        """What `next_output` gave; what is pushed goes by itself."""
+        if not self._stopped:
+            self._hand_out(out)
 
     def pause(self) -> None:
         """Let upstream wait. Nothing is late meanwhile."""
-        self._may_go_on.clear()
+        self._paused = self._paused or asyncio.Event()
         if self._pushed is not None:
             self._pushed.pause()
 
     def resume(self) -> None:
         """Go on."""
-        self._may_go_on.set()
+        if self._paused is not None:
+            self._paused.set()
+            self._paused = None
         if self._pushed is not None:
             self._last = self._loop.time()
             self._set_bell()
@@ -83,17 +99,20 @@ class PushedCall(Call[Out]):
     async def _read(self) -> Out | None:
         response = self._response
         if self._stopped or not isinstance(response, DirectResponse):
-            if not self._stopped:
-                await self._may_go_on.wait()
+            if not self._stopped and self._paused is not None:
+                await self._paused.wait()
             return await super()._read()
-        self._pushed, self._over = response, self._loop.create_future()
+        # The deadline of the opening is over, and the bell has those of the body.
+        self._timer.stop()
+        self._pushed, over = response, self._loop.create_future()
+        self._over = over
         self._last = self._loop.time()
         self._set_bell()
-        if not self._may_go_on.is_set():
+        if self._paused is not None:
             response.pause()
         response.push_to(self)
         try:
-            await self._over
+            await over
         except BaseException:
             # What is left of it, if anything, is read by the loop.
             self._stopped = True
@@ -144,12 +163,12 @@ class PushedCall(Call[Out]):
 
     def _finish(self) -> None:
         self._end_push()
-        if not self._over.done():
+        if self._over is not None and not self._over.done():
             self._over.set_result(None)
 
     def _fail(self, error: BaseException) -> None:
         self._end_push()
-        if not self._over.done():
+        if self._over is not None and not self._over.done():
             self._over.set_exception(error)
 
     def _end_push(self) -> None:
@@ -175,7 +194,7 @@ class PushedCall(Call[Out]):
 
     def _ring(self) -> None:
         self._bell, self._when = None, math.inf
-        if self._pushed is None or not self._may_go_on.is_set():
+        if self._pushed is None or self._paused is not None:
             return
         now = self._loop.time()
         if now < self.exchange.deadline(self._last):
@@ -187,24 +206,36 @@ class PushedCall(Call[Out]):
 class PushedStream(Answer[Out]):
     """The answer to one call, handed out as it comes; nothing is sent before `run`."""
 
+    __slots__ = (
+        "_begin",
+        "_call",
+        "_is_paused",
+    )
+
     def __init__(self, begin: Callable[[], PushedCall[Out]]) -> None:
         super().__init__()
-        self._begin = begin
+        self._begin: Callable[[], PushedCall[Out]] | None = begin
         self._call: PushedCall[Out] | None = None
         self._is_paused = False
 
     async def run(self) -> None:
-        """Carry the call out to its end, or, if it is cancelled, to where its policy says.
+        """Carry the call out to its end, or, if it is cancelled, to where its policy says. Once.
 
         Raises UpstreamError and its children for what fails before anything was handed out, and
         InvalidRequest for what is wrong with the request.
         """
-        call = self._call = self._begin()
+        begin, self._begin = self._begin, None
+        if begin is None:
+            raise LocalProtocolError("run() was called before")
+        call = self._call = begin()
+        # It knows the request.
+        del begin
         self._begun.append(call.exchange)
         if self._is_paused:
             call.pause()
         try:
-            await call.run()
+            while (out := await call.next_output()) is not None:
+                call.hand_out(out)
             raise_unless_begun(call.exchange)
         finally:
             call.stop()

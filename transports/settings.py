@@ -7,9 +7,9 @@ No I/O happens here. `Transport` is their common part; what is wrong with a sett
 from __future__ import annotations
 
 import random
+import secrets
 import ssl
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
@@ -227,14 +227,14 @@ class Transport:
             api=self._api,
             now=now,
             unix_time=time.time(),
-            call_id=uuid.uuid4().hex,
+            call_id=secrets.token_hex(16),
             jitter=random.random(),
             policy=self._policy,
             timeouts=self._timeouts,
             strict=self._strict,
             affinity=affinity,
             on_attempt=on_attempt or self._on_attempt,
-            stream_options={**self._stream_options, **options},
+            stream_options={**self._stream_options, **options} if options else self._stream_options,
         )
 
 

@@ -1,4 +1,4 @@
-"""`Connection`: a blocking socket to upstream, and the answer that comes over it.
+"""`SocketConnection`: a blocking socket to upstream, and the answer that comes over it.
 
 What may live here: the way of an answer's bytes from `recv` to whoever reads them, and how a
 connection ends. What may not: which connections there are (`pool`), how one is made (`dialing`),
@@ -20,16 +20,16 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from deltawire.transports.failures import (
+from deltawire.transports.connection import (
     CLOSED_EARLY,
     CLOSED_HERE,
     CUT_OFF,
-    Failed,
     broken,
+    is_readable,
     no_tls,
 )
 from deltawire.transports.http import Origin
-from deltawire.transports.readiness import is_readable
+from deltawire.transports.network import Failed
 from deltawire.transports.tls import TLSSession
 from deltawire.transports.watchdog import Guard, Watchdog, shut_down
 from deltawire.transports.wire import State, Wire
@@ -41,7 +41,7 @@ _AT_ONCE: Final = getattr(socket, "MSG_DONTWAIT", 0)
 _now = time.monotonic
 
 
-class Connection:
+class SocketConnection:
     """One connection, for one answer after the other, and one thread at a time.
 
     on_gone: told once when it is of no use any more, before its socket is closed.
@@ -53,7 +53,7 @@ class Connection:
         peer: socket.socket,
         tls: ssl.SSLContext,
         watchdog: Watchdog,
-        on_gone: Callable[[Connection], None],
+        on_gone: Callable[[SocketConnection], None],
     ) -> None:
         self.origin = origin
         self.peer = peer
@@ -61,7 +61,8 @@ class Connection:
         self.closed_here = False
         """Whether another thread has ended it, with its transport."""
         self.expires = math.inf
-        self._on_gone: Callable[[Connection], None] | None = on_gone
+        """While it is kept: until when it may be used."""
+        self._on_gone: Callable[[SocketConnection], None] | None = on_gone
         self._tls = TLSSession(tls, origin[1]) if origin[0] else None
         # A view, for a request may be large, and go out in many pieces.
         self._unsent = memoryview(b"")
@@ -111,13 +112,6 @@ class Connection:
         except OSError:
             return False
         return True
-
-    def keep(self, seconds: float | None) -> None:
-        """It is of no use any more then; it is closed when somebody looks at it next."""
-        self.expires = math.inf if seconds is None else _now() + seconds
-
-    def unkeep(self) -> None:
-        self.expires = math.inf
 
     # What is sent and received.
 
@@ -208,14 +202,14 @@ class SocketResponse:
     """The answer to one request."""
 
     def __init__(
-        self, connection: Connection, wire: Wire, release: Callable[[Connection], None]
+        self, connection: SocketConnection, wire: Wire, release: Callable[[SocketConnection], None]
     ) -> None:
         self.status = 0
         self.headers: Mapping[str, str] = {}
         self._connection = connection
         self._guard = connection.guard
         self._wire = wire
-        self._release: Callable[[Connection], None] | None = release
+        self._release: Callable[[SocketConnection], None] | None = release
         # What came with the head.
         self._came = b""
 
@@ -228,11 +222,12 @@ class SocketResponse:
             while wire.head is None and not wire.over:
                 self._came = self._receive()
         except ssl.SSLError as error:
-            raise Failed(broken(error, answered=False)) from None
+            raise Failed(broken(error, wire)) from None
         self._guard.rest()
-        if wire.head is None:
+        head, wire.head = wire.head, None
+        if head is None:
             raise Failed(wire.reason)
-        self.status, self.headers = wire.head.status, wire.head.headers
+        self.status, self.headers = head.status, head.headers
 
     def read(self, deadline: float, now: float) -> bytes:
         """What came next of the body, b"" at its end. Raises Failed."""
@@ -267,7 +262,7 @@ class SocketResponse:
         if connection.closed_here:
             raise Failed(CLOSED_HERE)
         if error is not None:
-            raise Failed(broken(error, answered=wire.head is not None))
+            raise Failed(broken(error, wire))
         wire.receive_eof()
         return b""
 

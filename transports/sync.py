@@ -32,12 +32,11 @@ from deltawire.transports.answers import (
 from deltawire.transports.blocking import HTTPXNetwork, Line, Network, Response
 from deltawire.transports.http import (
     Decompressor,
-    DirectRoutes,
     Library,
+    Routes,
     can_decode,
     content_coding,
 )
-from deltawire.transports.places import Places
 from deltawire.transports.pool import SocketNetwork
 from deltawire.transports.settings import NOTHING, OnAttempt, Settings, Transport
 from deltawire.transports.watchdog import Watchdog
@@ -232,7 +231,7 @@ class SyncTransport(Transport):
     blocking: ClassVar[bool] = True
     extra: ClassVar[str] = "sync"
     _direct: SocketNetwork | None = None
-    _routes: DirectRoutes
+    _routes: Routes
 
     def __init__(self, **settings: Unpack[Settings]) -> None:
         self._watchdog = Watchdog()
@@ -245,14 +244,12 @@ class SyncTransport(Transport):
         self, library: Library, network: Mapping[str, Any], proxy: str | None, tls: ssl.SSLContext
     ) -> Any:
         if proxy is None and os.name == "posix":
-            self._routes = DirectRoutes(library)
-            self._direct = SocketNetwork(
-                self._watchdog, self._routes.target, tls, Places(**network)
-            )
+            self._routes = Routes(library)
+            self._direct = SocketNetwork(self._watchdog, library.target, tls, **network)
         return super()._make_client(library, network, proxy, tls)
 
     def _route(self, url: str) -> Network:
-        if self._direct is not None and self._routes.applies(url):
+        if self._direct is not None and self._routes.is_plain(url):
             return self._direct
         return self._network
 

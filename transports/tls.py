@@ -17,6 +17,15 @@ _RECORD: Final = 16 * 1024
 class TLSSession:
     """Bytes from the network to bytes of the peer, and the other way."""
 
+    __slots__ = (
+        "_received",
+        "_session",
+        "_to_send",
+        "ended",
+        "error",
+        "established",
+    )
+
     def __init__(self, context: ssl.SSLContext, host: str) -> None:
         self._received = ssl.MemoryBIO()
         self._to_send = ssl.MemoryBIO()

@@ -23,6 +23,7 @@ connection is not used again.
 from __future__ import annotations
 
 import enum
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -30,9 +31,10 @@ from typing import Final
 import h11
 from msgspec import Struct
 
+from deltawire.enums import direct
 from deltawire.steps import UpstreamRequest
-from deltawire.transports.failures import Failed
 from deltawire.transports.http import Target
+from deltawire.transports.network import Failed
 
 MAX_HEAD: Final = 100 * 1024
 """Bytes of a head, those with a status of 1xx before it included; httpcore has the same."""
@@ -43,9 +45,11 @@ MAX_TRAILERS: Final = 16 * 1024
 
 # Whole lines only, within MAX_CHUNK_LINE. A line that is no match is looked at again, to say why.
 _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]{0,16}(?:;[^\r\n]{0,4000})?\r\n")
+_HEXADECIMAL: Final = b"0123456789ABCDEFabcdef"
 _BODILESS: Final = frozenset({204, 304})
 
 
+@direct
 class State(enum.Enum):
     """Where the answer is."""
 
@@ -66,6 +70,7 @@ class Head(Struct, frozen=True):
     headers: Mapping[str, str]
 
 
+@direct
 class _Framing(enum.Enum):
     """How it is known where a body ends (RFC 9112 6.3)."""
 
@@ -87,15 +92,29 @@ class Wire:
     target: the path, with the query. Raises h11.LocalProtocolError for what HTTP cannot carry.
     """
 
+    __slots__ = (
+        "_framing",
+        "_h11",
+        "_head_size",
+        "_held",
+        "_in_chunks",
+        "_left",
+        "_method",
+        "_to_send",
+        "_trailers",
+        "head",
+        "over",
+        "reason",
+        "reusable",
+        "state",
+    )
+
     def __init__(
         self, method: str, target: bytes, headers: Iterable[tuple[str, str]], body: bytes
     ) -> None:
         # A length of its own is looked at below.
         connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=2**62)
-        request = h11.Request(method=method, target=target, headers=list(headers))
-        parts = [connection.send(request), connection.send(h11.Data(data=body))]
-        parts.append(connection.send(h11.EndOfMessage()))
-        self._to_send = b"".join(part for part in parts if part)
+        self._to_send = _request(connection, method, target, list(headers), body)
         self._h11: h11.Connection | None = connection
         self.state = State.HEAD
         self.over = False
@@ -207,12 +226,18 @@ class Wire:
             data, self._held = self._held + data, b""
         at, size, left = 0, len(data), self._left
         pieces: list[bytes] = []
+        sought = False
         while at < size:
             if left > 0:
                 piece = data[at : at + left]
                 pieces.append(piece)
                 at += len(piece)
                 left = left - len(piece) or _DATA_END
+            elif left == _SIZE and not sought:
+                sought = True
+                chunks, taken = _whole_chunks(data[at:])
+                pieces += chunks
+                at += taken
             elif left == _SIZE and (line := _CHUNK_LINE.match(data, at)) is not None:
                 at = line.end()
                 left = int(line[1], 16) or _TRAILERS
@@ -266,6 +291,55 @@ class Wire:
         self.reusable = self._in_chunks = False
         self._held = b""
         return b""
+
+
+def _request(
+    connection: h11.Connection,
+    method: str,
+    target: bytes,
+    fields: list[tuple[str, str]],
+    body: bytes,
+) -> bytes:
+    length = "Content-Length", str(len(body))
+    if length not in fields or any(name.lower() == "transfer-encoding" for name, _ in fields):
+        head = connection.send(_head(method, target, tuple(fields)))
+        parts = [head, connection.send(h11.Data(data=body)), connection.send(h11.EndOfMessage())]
+        return b"".join(part for part in parts if part)
+    # Of requests to one upstream only the length differs. To h11 this one has no body.
+    fields.remove(length)
+    head = connection.send(_head(method, target, tuple(fields)))
+    connection.send(h11.EndOfMessage())
+    assert head is not None
+    return b"%bContent-Length: %d\r\n\r\n%b" % (head[:-2], len(body), body)
+
+
+# To look at each field takes h11 5 us.
+@functools.lru_cache
+def _head(method: str, target: bytes, fields: tuple[tuple[str, str], ...]) -> h11.Request:
+    return h11.Request(method=method, target=target, headers=list(fields))
+
+
+def _whole_chunks(data: bytes) -> tuple[list[bytes], int]:
+    """The data of the chunks that these bytes begin with, and the bytes that they take.
+
+    Some may be left out, for the steps of one chunk; together they take half as long as by those.
+    """
+    # Between two line ends is a size and then its data, as long as that has the length; where there
+    # is a line end in the data it has not.
+    parts = data.split(b"\r\n")
+    chunks = parts[1:-1:2]
+    lines = parts[: 2 * len(chunks) : 2]
+    if len(chunks) < 2 or len(max(lines, key=len)) > 16 or b"".join(lines).strip(_HEXADECIMAL):
+        return [], 0
+    try:
+        sizes = [int(line, 16) for line in lines]
+    except ValueError:
+        return [], 0
+    if 0 in sizes or sizes != list(map(len, chunks)):
+        pairs = enumerate(zip(sizes, chunks, strict=True))
+        fitting = next(at for at, (size, chunk) in pairs if not size or size != len(chunk))
+        del chunks[fitting:], lines[fitting:]
+    return chunks, sum(map(len, chunks)) + sum(map(len, lines)) + 4 * len(chunks)
 
 
 def wire_for(target: Target, request: UpstreamRequest) -> Wire:
