@@ -32,10 +32,8 @@ class Crew:
             if self._idle:
                 self._idle.pop().given.put(work)
                 return
-        hand = _Hand()
-        hand.thread = threading.Thread(
-            target=self._run, args=(hand, work), name=self._name, daemon=True
-        )
+        hand = _Hand(self._run, self._name)
+        hand.given.put(work)
         hand.thread.start()
 
     def close(self) -> None:
@@ -48,7 +46,8 @@ class Crew:
         for hand in idle:
             hand.thread.join()
 
-    def _run(self, hand: _Hand, work: Work | None) -> None:
+    def _run(self, hand: _Hand) -> None:
+        work = hand.given.get()
         while work is not None:
             work()
             # What it was done for is not to be kept until there is more to do.
@@ -74,6 +73,6 @@ class Crew:
 class _Hand:
     """One of the threads, and what it is given to do; None: nothing more."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: Callable[[_Hand], None], name: str) -> None:
         self.given: SimpleQueue[Work | None] = SimpleQueue()
-        self.thread = threading.current_thread()
+        self.thread = threading.Thread(target=run, args=(self,), name=name, daemon=True)

@@ -23,6 +23,8 @@ class Line:
     `cut`: whether it was; read without a lock by the thread of the call, whenever it comes back.
     """
 
+    __slots__ = ("_guard", "_interrupt", "cut")
+
     def __init__(self) -> None:
         self.cut = False
         self._guard = threading.Lock()

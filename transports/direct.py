@@ -3,8 +3,8 @@
 What may live here: how a request is sent over a connection that is kept or made. What may not:
 which of them that is (`places`), what comes over it (`connection`), bytes of HTTP (`wire`), policy
 (`deltawire.exchange`), and how connections are made, which each event loop has of its own
-(`asyncio_network`, `trio_network`). Used where neither a client of the caller's own nor a proxy is
-in play.
+(`asyncio_network`, `trio_network`). `OwnNetwork` is what they share with that of threads (`pool`).
+Used where neither a client of the caller's own nor a proxy is in play.
 
 Through httpx each delta passes a dozen generators and cancel scopes: 30 us on asyncio, 100 on trio.
 """

@@ -167,9 +167,6 @@ class SocketNetwork(OwnNetwork[SocketConnection]):
         # It is closed when a connection is looked for next.
         connection.expires = _until(self._expiry)
 
-    def _use(self, connection: SocketConnection) -> None:
-        connection.expires = math.inf
-
     def _release(self, connection: SocketConnection) -> None:
         with self._lock:
             if self._closed:

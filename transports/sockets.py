@@ -47,6 +47,18 @@ class SocketConnection:
     on_gone: told once when it is of no use any more, before its socket is closed.
     """
 
+    __slots__ = (
+        "_is_heard",
+        "_on_gone",
+        "_tls",
+        "_unsent",
+        "closed_here",
+        "expires",
+        "guard",
+        "origin",
+        "peer",
+    )
+
     def __init__(
         self,
         origin: Origin,
@@ -61,7 +73,7 @@ class SocketConnection:
         self.closed_here = False
         """Whether another thread has ended it, with its transport."""
         self.expires = math.inf
-        """While it is kept: until when it may be used."""
+        """While it is kept: until when."""
         self._on_gone: Callable[[SocketConnection], None] | None = on_gone
         self._tls = TLSSession(tls, origin[1]) if origin[0] else None
         # A view, for a request may be large, and go out in many pieces.
@@ -99,7 +111,7 @@ class SocketConnection:
     def usable(self) -> bool:
         """Whether it is open, as far as is known: there is no FIN, nor what nobody asked for."""
         session = self._tls
-        if self._on_gone is None or self.expires <= _now() or (session and session.ended):
+        if self._on_gone is None or (session and session.ended):
             return False
         try:
             while is_readable(self.peer):
@@ -200,6 +212,8 @@ class SocketConnection:
 
 class SocketResponse:
     """The answer to one request."""
+
+    __slots__ = ("_came", "_connection", "_guard", "_release", "_wire", "headers", "status")
 
     def __init__(
         self, connection: SocketConnection, wire: Wire, release: Callable[[SocketConnection], None]

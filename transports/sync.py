@@ -50,6 +50,16 @@ _now = time.monotonic
 class _Call(Generic[Out]):
     """One exchange on its way over a network, which `route` finds for each URL."""
 
+    __slots__ = (
+        "_decompressor",
+        "_errors",
+        "_line",
+        "_network",
+        "_response",
+        "_route",
+        "exchange",
+    )
+
     def __init__(
         self, exchange: Exchange[Out], route: Callable[[str], Network], line: Line
     ) -> None:

@@ -33,6 +33,8 @@ class Watch:
     is looked at every `patience` seconds, so that by that much at least it is to be moved on.
     """
 
+    __slots__ = ("fired", "patience", "peer", "until")
+
     def __init__(self, peer: socket.socket, until: float, patience: float) -> None:
         self.peer: socket.socket | None = peer
         self.until = until
@@ -116,6 +118,8 @@ class Watchdog:
 
 class Guard:
     """The deadlines of one socket, for the thread that uses it: one after the other."""
+
+    __slots__ = ("_fired", "_peer", "_watch", "_watchdog")
 
     def __init__(self, watchdog: Watchdog, peer: socket.socket) -> None:
         self._watchdog = watchdog
