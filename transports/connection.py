@@ -24,7 +24,9 @@ from deltawire.transports.wire import State, Wire
 # What an answer may be ahead of its reader: as much as httpx reads at once.
 _MAX_QUEUED: Final = 64 * 1024
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
-_CLOSED_EARLY: Final = "the connection was closed while it was made"
+CLOSED_EARLY: Final = "the connection was closed while it was made"
+CLOSED_HERE: Final = "the connection was closed here"
+CUT_OFF: Final = "the connection was cut off"
 
 
 class Receiver(Protocol):
@@ -174,10 +176,7 @@ class DirectResponse:
         """The connection is gone."""
         if self._wire.over or self._error is not None:
             return
-        text = str(error or "") or "the connection was cut off"
-        if isinstance(error, ssl.SSLError) and self._wire.state is State.HEAD:
-            text = no_tls(text)
-        self._error = Failed(text)
+        self._error = Failed(broken(error, self._wire))
         self._finish()
 
     def _finish(self) -> None:
@@ -254,7 +253,7 @@ class Connection:
     def connection_lost(self, error: Exception | None) -> None:
         if self._response is not None:
             self._response.receive_break(error)
-        self._be_ready(error or ConnectionResetError(_CLOSED_EARLY))
+        self._be_ready(error or ConnectionResetError(CLOSED_EARLY))
         self._go()
         self._transport = None
         self._be_lost()
@@ -326,7 +325,7 @@ class Connection:
     def close(self) -> None:
         """In good manners, but without waiting for the peer's. An answer under way is broken."""
         if self._response is not None:
-            self._response.receive_break(ConnectionAbortedError("the connection was closed here"))
+            self._response.receive_break(ConnectionAbortedError(CLOSED_HERE))
         if self._transport is not None and not self._transport.is_closing():
             if self._tls is not None:
                 self._transport.write(self._tls.end())
@@ -346,6 +345,12 @@ class Connection:
         on_gone, self._on_gone = self._on_gone, None
         if on_gone is not None:
             on_gone(self)
+
+
+def broken(error: Exception | None, wire: Wire) -> str:
+    """The text of what ended a connection before it ended the answer."""
+    text = str(error or "") or CUT_OFF
+    return no_tls(text) if isinstance(error, ssl.SSLError) and wire.state is State.HEAD else text
 
 
 def no_tls(text: str) -> str:
