@@ -181,6 +181,8 @@ class Connection:
                 phase = None
                 self._has_asked = True
                 await self._answer(request)
+                # The answer may take long.
+                del request
                 continue
             if http.phase is Phase.ANSWERING:
                 over = http.peer_closed

@@ -77,6 +77,8 @@ class TrioPushedCall(Call[Out]):
                         return out
                     if out and (room := hand_out(out)) is not None:
                         break
+                    # They may be large, and the next may take long.
+                    del data, out
                     is_new = exchange.phase is not phase or last + idle < until
                     if is_new and exchange.deadline(last) < until:
                         break
