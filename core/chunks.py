@@ -49,6 +49,9 @@ _ITEM_FORMAT: Final = "openai-responses-v1"
 _MARK: Final = "\0"
 
 
+_NOT_NEEDED: Final = "", 0, ""
+
+
 class ChunkWriter:
     """The chunks of one completion. After its end, whatever it is told is not said."""
 
@@ -91,7 +94,9 @@ class ChunkWriter:
         self._created: int | None = None
         self._model: str | None = None
         self._reasoning_block: Hashable | None = None
-        self._held_logprobs: list[TokenLogprob] = []
+        self._held_logprobs: list[TokenLogprob]
+        if self._stops is not None:
+            self._held_logprobs = []
         self._details = 0
         self._annotations = 0
         self._images = 0
@@ -282,6 +287,8 @@ class ChunkWriter:
             return
         if not self.started:
             self.started = True
+            self._id, self._created, self._model = self.id, self.created, self.model
+            self._defaults = _NOT_NEEDED
             role = Delta(role="assistant", content="")
             self._out.append(self._chunk([ChunkChoice(0, role, None)]))
         choice = ChunkChoice(0, delta, finish_reason, Logprobs(logprobs) if logprobs else None)
@@ -300,7 +307,7 @@ class ChunkWriter:
         """
         frame = self.chunk_maker(sink, index)(_MARK).to_wire()
         prefix, _, suffix = frame.rpartition(msgspec.json.encode(_MARK))
-        return prefix, suffix
+        return prefix, _shared(suffix)
 
     def chunk_maker(self, sink: Sink, index: int) -> Callable[[str], Chunk]:
         """What makes a chunk of the text of such a delta."""
@@ -319,6 +326,12 @@ class ChunkWriter:
             return make(id, kind, created, model, [ChunkChoice(0, delta(text), None)], usage=None)
 
         return chunk
+
+
+@functools.lru_cache
+def _shared(data: bytes) -> bytes:
+    """One object for all that are equal: there are few, and many streams."""
+    return data
 
 
 def _content_delta(text: str) -> Delta:

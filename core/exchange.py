@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from deltawire import rejection, shapes
 from deltawire.accounts import Account, AccountPool, Api, Unready
@@ -64,6 +64,8 @@ from deltawire.stream import State
 from deltawire.verdicts import ERRORS, Verdict, health, late, unready
 
 Out = TypeVar("Out")
+
+_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class Exchange(Generic[Out]):
@@ -176,8 +178,9 @@ class Exchange(Generic[Out]):
         self._account: Account | None = None
         self._stream: Machine | None = None
         self._answer: Rendering[Out] | None = None
-        self._headers: Mapping[str, str] = {}
-        self._error_body = bytearray()
+        self._headers = _NO_HEADERS
+        # Of an answer that is an error.
+        self._error_body: bytearray
         self._retry_after: float | None = None
 
         self._upcoming: Account | Unready | None = None
@@ -276,7 +279,7 @@ class Exchange(Generic[Out]):
         else:
             unix_time = self._unix_time + now - self._began
             self._retry_after = rejection.retry_after(headers, unix_time)
-            self._error_body.clear()
+            self._error_body = bytearray()
             self._limit = now + self._policy.error_body
             self._advance(Signal.REFUSED)
         return None
@@ -298,7 +301,8 @@ class Exchange(Generic[Out]):
     def _commit(self, call: Call) -> None:
         """There is no other attempt. What was asked, which may be long, is not kept any longer."""
         self._report, self._call = call.report, None
-        self._headers = {}
+        self._call_id = ""
+        self._headers = _NO_HEADERS
 
     def receive_eof(self, now: float) -> Out | None:
         """The end of the body."""

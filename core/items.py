@@ -17,11 +17,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from enum import Enum
 from hashlib import sha256
 from itertools import islice
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
 
@@ -77,6 +77,12 @@ class Sent:
         return final[self.length :]
 
 
+# Dictionaries take 0.2 KB, most families and channels stay empty, and most others get one member,
+# which says of itself all that they would.
+_NO_ITEMS: Final[list[Any]] = []
+_NO_PARTS: Final[dict[int, Part]] = {}
+
+
 @direct
 class Sink(Enum):
     """Where the text of a channel goes."""
@@ -110,7 +116,7 @@ class Part:
 class Channel:
     """The parts of one kind in one item, such as the refusals of a message."""
 
-    __slots__ = ("item", "logprobs", "open", "parts", "sent", "sink", "unnumbered")
+    __slots__ = ("_open", "item", "logprobs", "parts", "sent", "sink", "unnumbered")
 
     def __init__(self, item: Item, sink: Sink) -> None:
         self.item = item
@@ -119,9 +125,17 @@ class Channel:
         self.sink = sink
         self.sent = Sent()
         self.logprobs = 0
-        self.parts: dict[int, Part] = {}
-        # An insertion-ordered set.
-        self.open: dict[Part, None] = {}
+        # That of all channels as long as there is nothing in it.
+        self.parts: dict[int, Part] = _NO_PARTS
+        # An insertion-ordered set, from the second part on.
+        self._open: dict[Part, None] | None = None
+
+    @property
+    def open(self) -> Collection[Part]:
+        """The parts that are not closed, in the order of their beginnings."""
+        if self._open is not None:
+            return self._open
+        return [part for part in self.parts.values() if not part.closed]
 
     def announce(self, index: int | None) -> Part:
         """The part that upstream says begins now."""
@@ -173,10 +187,12 @@ class Channel:
     def close(self, part: Part) -> None:
         """Freeze the part: no delta reaches it any more."""
         part.closed = True
-        self.open.pop(part, None)
+        if self._open is not None:
+            self._open.pop(part, None)
 
     def _only_open(self) -> Part | None:
-        return next(iter(self.open)) if len(self.open) == 1 else None
+        open = self.open
+        return next(iter(open)) if len(open) == 1 else None
 
     def _meant(self, index: int | None) -> Part | None:
         """The open part that something without an index belongs to, among several."""
@@ -188,14 +204,17 @@ class Channel:
         if index is None:
             self.unnumbered = part
         if not self.parts:
+            self.parts = {}
             # With one part, which is nearly always, one account serves both.
             part.sent = self.sent
         elif len(self.parts) == 1:
             self.sent = self.sent.copy()
+            self._open = dict.fromkeys(self.open)
         if index is None or index in self.parts:
             index = -1 - len(self.parts)
         self.parts[index] = part
-        self.open[part] = None
+        if self._open is not None:
+            self._open[part] = None
         return part
 
 
@@ -207,7 +226,7 @@ class Item(ABC):
     later snapshot adds to it either; an item that was closed empty may still be filled by one.
     """
 
-    __slots__ = ("announced", "call_id", "channels", "diverged", "done", "frozen", "id", "index")
+    __slots__ = ("announced", "call_id", "diverged", "done", "frozen", "id", "index")
 
     def __init__(self) -> None:
         self.id: str | None = None
@@ -217,7 +236,11 @@ class Item(ABC):
         self.done = False
         self.frozen = False
         self.diverged = False
-        self.channels: tuple[Channel, ...] = ()
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        """What can be received of it."""
+        return ()
 
     @property
     def received(self) -> bool:
@@ -243,15 +266,25 @@ class Item(ABC):
 class MessageItem(Item):
     """An assistant message; `place` is what was before it, as of a `ReasoningItem`."""
 
-    __slots__ = ("cited", "place", "refusal", "text")
+    __slots__ = ("_refusal", "cited", "place", "text")
 
     def __init__(self, sink: Sink, place: tuple[int, int]) -> None:
         super().__init__()
         self.place = place
         self.text = Channel(self, sink)
-        self.refusal = Channel(self, Sink.REFUSAL)
-        self.channels = (self.text, self.refusal)
-        self.cited: Counter[tuple[str, int | None, int | None]] = Counter()
+        self._refusal: Channel | None = None
+        self.cited: Counter[tuple[str, int | None, int | None]] | None = None
+
+    @property
+    def refusal(self) -> Channel:
+        """Few messages have any."""
+        if self._refusal is None:
+            self._refusal = Channel(self, Sink.REFUSAL)
+        return self._refusal
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        return (self.text,) if self._refusal is None else (self.text, self._refusal)
 
     def agrees(self, snapshot: OutputItem) -> bool:
         text = "".join(texts_of(snapshot))
@@ -275,7 +308,10 @@ class ReasoningItem(Item):
         self.place = place
         self.raw = Channel(self, sink)
         self.summary = Channel(self, sink)
-        self.channels = (self.raw, self.summary)
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        return self.raw, self.summary
 
     def agrees(self, snapshot: OutputItem) -> bool:
         raw = "".join(texts_of(snapshot))
@@ -308,7 +344,6 @@ class CallItem(Item):
     def __init__(self, *, custom: bool) -> None:
         super().__init__()
         self.arguments = Channel(self, Sink.ARGUMENTS)
-        self.channels = (self.arguments,)
         self.custom = custom
         self.name: str | None = None
         self.identified = False
@@ -316,6 +351,10 @@ class CallItem(Item):
         self.complete = False
         self.position = -1
         self.waiting: list[str] = []
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        return (self.arguments,)
 
     def agrees(self, snapshot: OutputItem) -> bool:
         if self.name is not None and self.name != snapshot.name:
@@ -386,31 +425,53 @@ def arguments_text(stated: object) -> str | None:
 
 I = TypeVar("I", bound=Item)  # noqa: E741
 
-_NO_ITEMS: Final[list[Any]] = []
-_NONE: Final[dict[Any, Any]] = {}
+
+_Name: TypeAlias = str | tuple[str] | int
 
 
 class Family(Generic[I]):
     """The items of one family and the aliases they are known by."""
 
-    __slots__ = ("_known", "_nameless", "items", "open")
+    __slots__ = ("_known", "_nameless", "_open", "items")
 
     def __init__(self) -> None:
-        # Most families stay empty, and as long as one is, its containers are those of all.
+        # That of all families as long as there is nothing in it.
         self.items: list[I] = _NO_ITEMS
-        # An insertion-ordered set of the items that are not done.
-        self.open: dict[I, None] = _NONE
-        # By id, by call id in a tuple, and by index.
-        self._known: dict[str | tuple[str] | int, I] = _NONE
+        # An insertion-ordered set, from the second item on.
+        self._open: dict[I, None] | None = None
+        # By id, by call id in a tuple, and by index; from the second item on, or the second call id
+        # of one.
+        self._known: dict[_Name, I] | None = None
         # The last item that began without any name.
         self._nameless: I | None = None
 
     def add(self, item: I) -> None:
         """Take in a new item; `register` gives it its names."""
         if not self.items:
-            self.items, self.open, self._known = [], {}, {}
+            self.items = [item]
+            return
+        if self._open is None:
+            self._open = dict.fromkeys(self.open)
+        self._tabulate()
         self.items.append(item)
-        self.open[item] = None
+        self._open[item] = None
+
+    @property
+    def open(self) -> Collection[I]:
+        """The items that are not done, in their order."""
+        if self._open is not None:
+            return self._open
+        return [item for item in self.items if not item.done]
+
+    def _tabulate(self) -> dict[_Name, I]:
+        if self._known is None:
+            self._known = {name: item for item in self.items for name in _names_of(item)}
+        return self._known
+
+    def _find(self, name: _Name) -> I | None:
+        if self._known is not None:
+            return self._known.get(name)
+        return next((item for item in self.items if name in _names_of(item)), None)
 
     def register(
         self, item: I, item_id: str | None, index: int | None, call_id: str | None
@@ -418,36 +479,41 @@ class Family(Generic[I]):
         """Let the item be known by these names from now on, where they are free."""
         if not (item_id or call_id) and index is None:
             self._nameless = item
+        if call_id and item.call_id not in (None, call_id):
+            self._tabulate()
+        known = self._known
         if item_id and item.id is None:
             item.id = item_id
-            self._known.setdefault(item_id, item)
+            if known is not None:
+                known.setdefault(item_id, item)
         if call_id:
             item.call_id = item.call_id or call_id
-            self._known.setdefault((call_id,), item)
+            if known is not None:
+                known.setdefault((call_id,), item)
         if index is not None and item.index is None:
             item.index = index
-            holder = self._known.setdefault(index, item)
             # An index that is used again belongs to the newer item: some servers number every
             # item 0, and deltas of an item that is done have nowhere to go anyway.
-            if holder.done:
-                self._known[index] = item
+            if known is not None and known.setdefault(index, item).done:
+                known[index] = item
 
     def finish(self, item: I, *, stated: bool) -> None:
         """The item is done; `stated`: and it was said what is in it."""
         item.done = True
         item.frozen = item.frozen or stated or item.received
-        self.open.pop(item, None)
+        if self._open is not None:
+            self._open.pop(item, None)
 
     def named(self, item_id: str | None, call_id: str | None) -> I | None:
         """The item that is known by one of these two names."""
-        found = self._known.get(item_id) if item_id else None
+        found = self._find(item_id) if item_id else None
         if found is None and call_id:
-            found = self._known.get((call_id,))
+            found = self._find((call_id,))
         return found
 
     def at(self, index: int | None) -> I | None:
         """The item that is known by this `output_index`."""
-        return None if index is None else self._known.get(index)
+        return None if index is None else self._find(index)
 
     def of_delta(self, item_id: str | None, index: int | None, call_id: str | None) -> I | None:
         """The item that a delta belongs to.
@@ -503,7 +569,8 @@ class Family(Generic[I]):
         return only if only is not None and resembles(only) else None
 
     def _only_open(self) -> I | None:
-        return next(iter(self.open)) if len(self.open) == 1 else None
+        open = self.open
+        return next(iter(open)) if len(open) == 1 else None
 
     def match(self, snapshots: dict[int, OutputItem]) -> dict[int, I]:
         """Find the known items among those of a terminal response, both keyed by position.
@@ -533,6 +600,15 @@ class Family(Generic[I]):
                             del left[item]
                             break
         return found
+
+
+def _names_of(item: Item) -> Iterator[_Name]:
+    if item.id is not None:
+        yield item.id
+    if item.call_id is not None:
+        yield (item.call_id,)
+    if item.index is not None:
+        yield item.index
 
 
 def _agrees(item: Item, position: int, snapshot: OutputItem) -> bool:

@@ -421,6 +421,7 @@ class Output:
             if known[match]:
                 known[match] -= 1
                 continue
+            message.cited = message.cited or Counter()
             message.cited[key] += 1
             self._writer.annotation(citation)
 

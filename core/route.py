@@ -204,12 +204,13 @@ def _arranged(constants: list[bytes], slots: list[_Slot]) -> Template | None:
 
 
 class Tally:
-    """The texts that took a route and wait to be accounted for, by `account`."""
+    """The texts that took a route and wait to be accounted for, by `account`, at `place`."""
 
-    __slots__ = ("_account", "texts", "used")
+    __slots__ = ("_account", "_place", "texts", "used")
 
-    def __init__(self, account: Callable[[str], None]) -> None:
+    def __init__(self, account: Callable[..., None], place: tuple[object, ...]) -> None:
         self._account = account
+        self._place = place
         self.texts: list[str] = []
         self.used = False
 
@@ -219,7 +220,7 @@ class Tally:
             self.used = True
             text = "".join(self.texts)
             self.texts.clear()
-            self._account(text)
+            self._account(*self._place, text)
 
 
 def _reader(template: Template, tally: Tally, limit: int) -> Callable[[bytes], str]:
@@ -328,15 +329,21 @@ def _counted_first_reader(template: Template, tally: Tally, limit: int) -> Calla
 class Route:
     """The way of the deltas of one part.
 
-    template: how their frames look. account: told the texts, some time after they were read.
-    limit: how long a frame may be, in bytes.
+    template: how their frames look. account: told the texts, behind what `place` says, some time
+    after they were read. limit: how long a frame may be, in bytes.
     """
 
     __slots__ = ("_cycle", "_limit", "_start", "_tally", "_template", "read")
 
-    def __init__(self, template: Template, account: Callable[[str], None], limit: int) -> None:
+    def __init__(
+        self,
+        template: Template,
+        account: Callable[..., None],
+        place: tuple[object, ...],
+        limit: int,
+    ) -> None:
         self._template = template
-        self._tally = Tally(account)
+        self._tally = Tally(account, place)
         self._limit = limit
         self._start = template.start
         self._cycle: _Cycle | None = None

@@ -26,7 +26,6 @@ could be said is ever late.
 from __future__ import annotations
 
 import enum
-import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from types import MappingProxyType
@@ -491,16 +490,15 @@ class ChatStream:
 
     def _remember(self, sse: ServerSentEvent, event: StreamEvent) -> None:
         """Let frames like this one take the same way as it, if that is a plain one."""
-        if self._output.latest is None or self._unused == _MAX_UNUSED:
+        place = self._output.latest
+        if place is None or self._unused == _MAX_UNUSED:
             return
-        channel, part = self._output.latest
-        way = self._output.way_of(channel, part)
+        way = self._output.way_of(*place)
         name = b"" if sse.event == "message" else b"event: %b\n" % sse.event.encode()
         template = None if way is None else learn(name + b"data: ", sse.data, event)
         if way is None or template is None:
             return
-        account = functools.partial(self._output.account, channel, part)
-        self._route = Route(template, account, self._max_event_size)
+        self._route = Route(template, self._output.account, place, self._max_event_size)
         self._way, self._around, self._chunk = way, self._writer.around(*way), None
 
     def _chunk_maker(self) -> Callable[[str], Chunk]:

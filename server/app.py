@@ -52,8 +52,11 @@ class ChatCall(Struct):
 
     def take_request(self) -> dict[str, Any]:
         """The chat request, once: it may be long, and is not kept as long as its answer takes."""
-        taken, self.chat_request = self.chat_request, {}
+        taken, self.chat_request = self.chat_request, _TAKEN
         return taken
+
+
+_TAKEN: Final[dict[str, Any]] = {}
 
 
 def route_of(path: str) -> str:

@@ -13,6 +13,7 @@ import math
 import socket
 import ssl
 import struct
+from collections.abc import Awaitable
 from typing import Final, cast
 
 from deltawire.errors import DeltawireError
@@ -33,6 +34,11 @@ _log: Final = logging.getLogger(__name__)
 _LINGER: Final = 2.0
 # What leaves is looked at that often within the time that a client may take nothing.
 _LOOKS: Final = 8
+# What each of the timers bounds.
+PHASE: Final = 0
+SILENCE: Final = 1
+STALL: Final = 2
+TIMERS: Final = 3
 # What the system has not sent is dropped, and the client is told by RST.
 _RESET: Final = struct.pack("ii", 1, 0)
 
@@ -81,7 +87,7 @@ class Connection(asyncio.Protocol):
         self._has_asked = False
         self._refused = False
         self._stream: PushedStream[bytes] | None = None
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._timers: list[asyncio.TimerHandle | None] = [None] * TIMERS
         # Bytes given to the socket, how many of them it was seen to be rid of, and when.
         self._written = 0
         self._gone = 0
@@ -122,9 +128,8 @@ class Connection(asyncio.Protocol):
         self._service.metrics.connections.dec()
         self._http.receive_eof()
         self._leave()
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
+        for timer in range(TIMERS):
+            self._stop_timer(timer)
 
     def pause_writing(self) -> None:
         self._writable = False
@@ -136,7 +141,7 @@ class Connection(asyncio.Protocol):
         self._writable = True
         if self._stream is not None:
             self._stream.resume()
-        self._stop_timer("stall")
+        self._stop_timer(STALL)
 
     # Requests.
 
@@ -180,50 +185,51 @@ class Connection(asyncio.Protocol):
         """All is said; the client may ask again, while upstream's connection is given back."""
         if self._delivery is delivery:
             self._delivery = self._task = None
-            self._stop_timer("silence")
+            self._stop_timer(SILENCE)
+            if self._stream is not None:
+                # Nothing more of it goes to the client, which can hold it up no longer.
+                self._stream.resume()
+                self._stream = None
         self._look()
 
-    async def _ask(
+    def _ask(
         self, call: ChatCall, serving: Serving[AsyncioTransport], delivery: Delivery
-    ) -> None:
-        transport, on_attempt, now = serving.transport, serving.on_attempt, self._loop.time
+    ) -> Awaitable[None]:
         if not call.streamed:
-            async with transport.stream_completion(
-                call.chat_request, on_attempt=on_attempt
-            ) as whole:
-                async for completion in whole:
-                    delivery.report = whole.report
-                    self._write(delivery.completion(completion))
-                    self._conclude(delivery)
-            return
-
-        def hand_out(frames: bytes) -> None:
-            first = not delivery.begun
-            if first:
-                delivery.report = stream.report
-            over = stream.exchange.finished
-            self._write(delivery.frames(frames, now(), last=over))
-            if first:
-                # Silence from here on is another than that before the first word.
-                self._wait_for_silence(delivery)
-            if over:
-                self._let_go(stream)
-                self._conclude(delivery)
-
-        stream = transport.push_wire(call.take_request(), hand_out, on_attempt=on_attempt)
-        self._stream = stream
+            return self._ask_whole(call, serving, delivery)
+        stream = self._stream = serving.transport.push_wire(
+            call.take_request(), self._hand_out, on_attempt=serving.on_attempt
+        )
         if not self._writable:
             stream.pause()
-        try:
-            await stream.run()
-        finally:
-            self._let_go(stream)
+        return stream.run()
 
-    def _let_go(self, stream: PushedStream[bytes]) -> None:
-        """Nothing more of it goes to the client, which can hold it up no longer."""
-        if self._stream is stream:
-            self._stream = None
-            stream.resume()
+    async def _ask_whole(
+        self, call: ChatCall, serving: Serving[AsyncioTransport], delivery: Delivery
+    ) -> None:
+        async with serving.transport.stream_completion(
+            call.chat_request, on_attempt=serving.on_attempt
+        ) as whole:
+            async for completion in whole:
+                delivery.report = whole.report
+                self._write(delivery.completion(completion))
+                self._conclude(delivery)
+
+    def _hand_out(self, frames: bytes) -> None:
+        """Of the present stream; one that is concluded has no more, one that is left is stopped."""
+        stream, delivery = self._stream, self._delivery
+        assert stream is not None
+        assert delivery is not None
+        first = not delivery.begun
+        if first:
+            delivery.report = stream.report
+        over = stream.exchange.finished
+        self._write(delivery.frames(frames, self._loop.time(), last=over))
+        if first:
+            # Silence from here on is another than that before the first word.
+            self._wait_for_silence(delivery)
+        if over:
+            self._conclude(delivery)
 
     def _leave(self) -> None:
         """The client is gone; so is whatever was asked for it."""
@@ -244,14 +250,14 @@ class Connection(asyncio.Protocol):
             return
         self._phase = phase
         limits = self._service.config.limits
-        self._stop_timer("phase")
+        self._stop_timer(PHASE)
         if phase is Phase.IDLE:
             idle = limits.idle_timeout if self._has_asked else limits.head_timeout
-            self._set_timer("phase", idle, self._close)
+            self._set_timer(PHASE, idle, self._close)
         elif phase is Phase.HEAD:
-            self._set_timer("phase", limits.head_timeout, self._too_slow)
+            self._set_timer(PHASE, limits.head_timeout, self._too_slow)
         elif phase is Phase.BODY:
-            self._set_timer("phase", limits.body_timeout, self._too_slow)
+            self._set_timer(PHASE, limits.body_timeout, self._too_slow)
         elif phase is Phase.CLOSED:
             # TLS has no end of one direction that clients know.
             half_closes = self._socket.can_write_eof()
@@ -260,7 +266,7 @@ class Connection(asyncio.Protocol):
                 return
             if half_closes:
                 self._socket.write_eof()
-            self._set_timer("phase", _LINGER, self._close)
+            self._set_timer(PHASE, _LINGER, self._close)
 
     def _too_slow(self) -> None:
         self._refused = True
@@ -268,9 +274,11 @@ class Connection(asyncio.Protocol):
         self._follow_phase()
 
     def _wait_for_silence(self, delivery: Delivery) -> None:
-        if delivery.due != math.inf:
+        if delivery.due == math.inf:
+            self._stop_timer(SILENCE)
+        else:
             wait = max(0.0, delivery.due - self._loop.time())
-            self._set_timer("silence", wait, self._break_silence, delivery)
+            self._set_timer(SILENCE, wait, self._break_silence, delivery)
 
     def _break_silence(self, delivery: Delivery) -> None:
         now = self._loop.time()
@@ -281,14 +289,15 @@ class Connection(asyncio.Protocol):
             delivery.wait_on(now)
         self._wait_for_silence(delivery)
 
-    def _set_timer(self, name: str, seconds: float | None, call: object, *args: object) -> None:
-        self._stop_timer(name)
+    def _set_timer(self, which: int, seconds: float | None, call: object, *args: object) -> None:
+        self._stop_timer(which)
         if seconds is not None:
-            self._timers[name] = self._loop.call_later(seconds, call, *args)  # type: ignore[arg-type]
+            self._timers[which] = self._loop.call_later(seconds, call, *args)  # type: ignore[arg-type]
 
-    def _stop_timer(self, name: str) -> None:
-        if (timer := self._timers.pop(name, None)) is not None:
+    def _stop_timer(self, which: int) -> None:
+        if (timer := self._timers[which]) is not None:
             timer.cancel()
+            self._timers[which] = None
 
     # The socket.
 
@@ -313,12 +322,12 @@ class Connection(asyncio.Protocol):
         if now - self._moved >= stall:
             self._abort()
         else:
-            self._set_timer("stall", stall / _LOOKS, self._look_for_progress)
+            self._set_timer(STALL, stall / _LOOKS, self._look_for_progress)
 
     def _close(self) -> None:
         if self._socket is None:
             return
-        if self._socket.get_write_buffer_size() and "stall" not in self._timers:
+        if self._socket.get_write_buffer_size() and self._timers[STALL] is None:
             # It closes once all is read, which a client can put off for ever.
             self._expect_progress()
         self._socket.close()

@@ -24,6 +24,7 @@ from typing import Any, Final, TypeVar
 from deltawire.errors import DeltawireError
 from deltawire.server.app import ChatCall, Reply
 from deltawire.server.delivery import Delivery
+from deltawire.server.door import LINGER, Door, shut_down
 from deltawire.server.framing import Refused
 from deltawire.server.http import Phase, Request
 from deltawire.server.listening import listen
@@ -35,11 +36,6 @@ from deltawire.transports.sync import SyncStream
 
 _log: Final = logging.getLogger(__name__)
 
-# A client that was refused may still be sending; to close at once would reset the connection under
-# the answer.
-_LINGER: Final = 2.0
-# Nothing can be accepted for want of file descriptors; asyncio waits as long.
-_PAUSE: Final = 1.0
 _READ: Final = 65536
 _RESET: Final = struct.pack("ii", 1, 0)
 
@@ -84,6 +80,10 @@ class Connection:
     def run(self) -> None:
         """Serve the client to its end."""
         try:
+            self._socket.setblocking(False)
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            bound_unsent(self._socket, self._service.config.limits.buffer)
             if self._tls is not None:
                 self._shake_hands(self._tls)
             while (request := self._next_request()) is not None:
@@ -249,7 +249,7 @@ class Connection:
             self._answer.hang_up()
         if self._unsent:
             # The thread waits for room to send, not for upstream.
-            _shut_down(self._socket, socket.SHUT_RDWR)
+            shut_down(self._socket, socket.SHUT_RDWR)
         self._answer = self._delivery = None
 
     def finish(self) -> None:
@@ -260,7 +260,7 @@ class Connection:
                 # What had come all the same would be read and asked of upstream, and the end
                 # behind it taken for the client's leaving.
                 self._is_over = True
-                _shut_down(self._socket, socket.SHUT_RD)
+                shut_down(self._socket, socket.SHUT_RD)
 
     def abort(self) -> None:
         """Break off, whatever is under way."""
@@ -268,7 +268,7 @@ class Connection:
             self._left = True
             if self._answer is not None:
                 self._leave()
-            _shut_down(self._socket, socket.SHUT_RDWR)
+            shut_down(self._socket, socket.SHUT_RDWR)
 
     # The socket, which never blocks.
 
@@ -294,7 +294,12 @@ class Connection:
         with self._lock:
             if self._left:
                 raise _Gone
-            self._unsent += said()
+            data = said()
+            if data and not self._unsent:
+                data = data[self._send_some(data) :]
+            self._unsent += data
+            if not self._unsent:
+                return
         self._send()
 
     def _send(self) -> None:
@@ -310,11 +315,15 @@ class Connection:
                 raise _Gone
 
     def _flush(self) -> None:
+        while self._unsent and (sent := self._send_some(self._unsent)):
+            del self._unsent[:sent]
+
+    def _send_some(self, data: bytes | bytearray) -> int:
+        """How much of it there was room for."""
         try:
-            while self._unsent:
-                del self._unsent[: self._socket.send(self._unsent)]
+            return self._socket.send(data)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            pass
+            return 0
         except OSError:
             raise _Gone from None
 
@@ -339,8 +348,8 @@ class Connection:
                 self._socket.unwrap()
         if self._http.peer_closed:
             return
-        _shut_down(self._socket, socket.SHUT_WR)
-        until = _now() + _LINGER
+        shut_down(self._socket, socket.SHUT_WR)
+        until = _now() + LINGER
         with contextlib.suppress(OSError):
             while _wait(self._socket, select.POLLIN, until - _now()):
                 if not socket.socket.recv(self._socket, _READ):
@@ -352,115 +361,6 @@ class Connection:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
 
-class _Door:
-    """Where clients come in, on the watcher's thread, and which of them are there."""
-
-    def __init__(
-        self,
-        service: Service[SyncTransport],
-        listener: socket.socket,
-        watcher: Watcher,
-        tls: ssl.SSLContext | None,
-    ) -> None:
-        self._service = service
-        self._listener = listener
-        self._watcher = watcher
-        self._tls = tls
-        self._changed = threading.Condition()
-        self._clients: set[Connection] = set()
-        self._closing = False
-        listener.setblocking(False)
-        watcher.watch(listener, self._accept, None, math.inf)
-
-    def discard(self, connection: Connection) -> None:
-        """It is over."""
-        with self._changed:
-            if connection in self._clients:
-                self._clients.remove(connection)
-                self._service.metrics.connections.dec()
-            self._changed.notify_all()
-
-    def close(self) -> list[Connection]:
-        """Accept no more; those that are there."""
-        with self._changed:
-            self._closing = True
-            self._watcher.unwatch(self._listener)
-            self._listener.close()
-            return list(self._clients)
-
-    def wait_empty(self, seconds: float) -> list[Connection]:
-        """Those that are still there after so long."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._clients, seconds)
-            return list(self._clients)
-
-    def _accept(self) -> None:
-        try:
-            client, peer = self._listener.accept()
-        except (BlockingIOError, ConnectionError):
-            return
-        except OSError:
-            self._watcher.unwatch(self._listener)
-            self._watcher.ring_at(_now() + _PAUSE, self._accept_again)
-            return
-        client.setblocking(False)
-        with contextlib.suppress(OSError):
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        bound_unsent(client, self._service.config.limits.buffer)
-        connection = Connection(client, self._service, self._watcher, self._tls, peer, self.discard)
-        with self._changed:
-            full = len(self._clients) >= self._service.config.limits.connections
-            if not (full or self._closing):
-                self._clients.add(connection)
-                self._service.metrics.connections.inc()
-        if self._closing:
-            client.close()
-            return
-        if full:
-            self._turn_away(client, host_of(peer))
-            return
-        thread = threading.Thread(target=connection.run, name="deltawire-client", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:
-            _log.exception("no thread for a client")
-            self.discard(connection)
-            client.close()
-
-    def _accept_again(self, now: float) -> float:
-        # It may have been closed meanwhile.
-        with self._changed, contextlib.suppress(ValueError):
-            self._watcher.watch(self._listener, self._accept, None, math.inf)
-        return math.inf
-
-    def _turn_away(self, client: socket.socket, peer: str) -> None:
-        """Say that there are too many, without a thread; under TLS that would take one."""
-        if self._tls is not None:
-            client.close()
-            return
-        service = self._service
-        with contextlib.suppress(OSError):
-            client.send(service.respond(service.connection(), service.too_many(peer)))
-        _shut_down(client, socket.SHUT_WR)
-
-        def close(now: float = 0.0) -> float:
-            self._watcher.unwatch(client)
-            client.close()
-            return math.inf
-
-        def look() -> None:
-            try:
-                over = not client.recv(_READ)
-            except BlockingIOError:
-                return
-            except OSError:
-                over = True
-            if over:
-                close()
-
-        self._watcher.watch(client, look, close, _now() + _LINGER)
-
-
 def _wait(client: socket.socket, event: int, seconds: float) -> bool:
     """Whether it came in time."""
     poll = select.poll()
@@ -468,12 +368,6 @@ def _wait(client: socket.socket, event: int, seconds: float) -> bool:
     if seconds == math.inf:
         return bool(poll.poll())
     return bool(poll.poll(math.ceil(max(0.0, seconds) * 1000)))
-
-
-def _shut_down(client: socket.socket, how: int) -> None:
-    with contextlib.suppress(OSError):
-        # Not the TLS socket's own method, which takes its session from under another thread.
-        socket.socket.shutdown(client, how)
 
 
 def serve(
@@ -485,13 +379,17 @@ def serve(
 ) -> None:
     """Serve until `stop` is set, and then for as long as running answers may take.
 
-    started: is given the port. A thread that waits for the head of an upstream's answer at the end
-    cannot be interrupted and is left behind; it holds no process up.
+    started: is given the port. A thread that at the end waits for what cannot be interrupted, which
+    `SyncStream.hang_up` names, is left behind; it holds no process up.
     """
     settings = service.config.server
     listener = listen(settings)
     watcher = Watcher()
-    door = _Door(service, listener, watcher, tls)
+
+    def connect(client: socket.socket, peer: object) -> Connection:
+        return Connection(client, service, watcher, tls, peer, lambda it: door.discard(it))
+
+    door = Door(service, listener, watcher, connect, speaks_plainly=tls is None)
     watching = threading.Thread(target=watcher.run, name="deltawire-watcher", daemon=True)
     watching.start()
     service.dispose = SyncTransport.close
@@ -504,7 +402,8 @@ def serve(
             connection.finish()
         for connection in door.wait_empty(settings.shutdown):
             connection.abort()
-        door.wait_empty(_LINGER)
+        door.wait_empty(LINGER)
+        door.dismiss()
         watcher.close()
         watching.join()
         watcher.release()

@@ -181,6 +181,8 @@ class Connection:
                 phase = None
                 self._has_asked = True
                 await self._answer(request)
+                # The answer may take long.
+                del request
                 continue
             if http.phase is Phase.ANSWERING:
                 over = http.peer_closed
@@ -270,7 +272,7 @@ class Connection:
                 self._look()
             return sent
 
-        answer = transport.push_wire(call.chat_request, hand_out, on_attempt=on_attempt)
+        answer = transport.push_wire(call.take_request(), hand_out, on_attempt=on_attempt)
         await answer.run()
 
     def _silent_until(self) -> float:

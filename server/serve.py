@@ -290,10 +290,17 @@ def _run_trio(start: _Start) -> None:
     trio.run(main)
 
 
+# Seconds; at most so long does one thread keep the others waiting.
+_SWITCH: Final = 0.05
+
+
 def _run_sync(start: _Start) -> None:
     from deltawire.server.on_sync import serve
     from deltawire.transports import SyncTransport
 
+    # Every thread that waits for the interpreter wakes so often to say so: of a hundred, one every
+    # 50 us by default. They give way by themselves, whenever they read or write.
+    sys.setswitchinterval(_SWITCH)
     service = start.service(SyncTransport)
     stop = threading.Event()
     for number in _ENDS:

@@ -243,8 +243,8 @@ class Serving(Generic[T]):
         self._delivery = delivery
         self._shared = shared
         self._ledger = ledger
-        self._attempts: list[Attempt] = []
-        self._ids: list[str] = []
+        self._attempts: tuple[Attempt, ...] = ()
+        self._ids: tuple[str, ...] = ()
         self._time = time.time()
         self._began = time.perf_counter()
         # Upstream's connection is given back after the last word.
@@ -268,11 +268,11 @@ class Serving(Generic[T]):
             if self._ledger is not None:
                 self._ledger.settle(self._ids[attempt.number - 1], attempt)
             return None
-        self._attempts.append(attempt)
+        self._attempts += (attempt,)
         if self._ledger is None:
             return None
         call = self._call
-        self._ids.append(secrets.token_hex(16))
+        self._ids += (secrets.token_hex(16),)
         return self._ledger.begin(
             Entry(
                 id=self._ids[-1],
@@ -313,7 +313,7 @@ class Serving(Generic[T]):
                 path=COMPLETIONS,
                 status=delivery.status if delivery.begun or delivery.ended else LEFT,
                 call=call,
-                attempts=tuple(self._attempts),
+                attempts=self._attempts,
                 left=not delivery.ended,
                 events=delivery.events,
             )

@@ -60,12 +60,10 @@ class Watcher:
     def run(self) -> None:
         """Until `close`."""
         while not self._over:
-            with self._guard:
-                due = self._rings[0][0] if self._rings else math.inf
-            wait = None if due == math.inf else max(0.0, due - time.monotonic())
-            for key, _ in self._selector.select(wait):
+            for key, _ in self._selector.select(self._patience()):
                 key.data()
-            self._ring_due()
+            if self._rings:
+                self._ring_due()
 
     def close(self) -> None:
         """End `run`."""
@@ -78,6 +76,10 @@ class Watcher:
         self._bell.close()
         self._rope.close()
 
+    def _patience(self) -> float | None:
+        # Nobody else takes one away.
+        return max(0.0, self._rings[0][0] - time.monotonic()) if self._rings else None
+
     def _push(self, due: float, ring: Ring) -> None:
         if due != math.inf:
             entry = (due, next(self._order), ring)
@@ -87,10 +89,8 @@ class Watcher:
 
     def _ring_due(self) -> None:
         now = time.monotonic()
-        while True:
+        while self._rings and self._rings[0][0] <= now:
             with self._guard:
-                if not self._rings or self._rings[0][0] > now:
-                    return
                 _, _, ring = heapq.heappop(self._rings)
             self.ring_at(ring(now), ring)
 

@@ -5,10 +5,15 @@ The seconds and the bytes of very large streams are shown by `python -m benchmar
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import json
+import socket
 import sys
 import tracemalloc
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,12 +21,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltawire import ChatStream
+from deltawire.server.config import quick
+from deltawire.server.on_asyncio import serve
+from deltawire.server.service import Service
 from deltawire.testing import PRESETS, Answer, FunctionCall, Habits, Item, Reasoning, write_frames
+from deltawire.transports import AsyncioTransport
 
 # What one stream costs whatever its length, in calls: its first events.
 FIXED = 1000
 # What is kept between calls, in bytes; less than the texts of these tests would take.
 KEPT = 8 * 1024
+# What an open stream of the server keeps, in bytes, and how long the request and the head of
+# upstream's answer are of which it should keep nothing.
+OPEN = 17 * 1024
+LONG = 50_000
 
 KINDS: dict[str, Callable[[str], str | Item]] = {
     "text": lambda words: words,
@@ -112,3 +125,72 @@ def test_what_is_kept_of_a_long_event_goes_with_it(method: str) -> None:
     assert kept(pieces, method) > len(long)
     # What a call gave out is kept until the next one.
     assert kept([*pieces, b'"}\n\n', b"data: {}\n\n"], method) < KEPT
+
+
+def first_frames(count: int) -> bytes:
+    frames = write_frames(Answer(" word" * 9), PRESETS["openai"])
+    deltas = [at for at, frame in enumerate(frames) if b'"delta":' in frame]
+    return b"".join(frames[: deltas[count - 1] + 1])
+
+
+async def open_streams(port: int, upstream: socket.socket, count: int) -> list[socket.socket]:
+    """So many streams that have said two words, each the answer to a long question."""
+    loop = asyncio.get_running_loop()
+    question = [{"role": "user", "content": "x" * LONG}]
+    body = json.dumps({"model": "m", "stream": True, "messages": question}).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+    request = head % len(body) + body
+    said = first_frames(2)
+    answer = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Long: %b\r\n" % (b"x" * LONG)
+    answer += b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(said), said)
+    sockets = []
+    for _ in range(count):
+        client = socket.socket()
+        client.setblocking(False)
+        await loop.sock_connect(client, ("127.0.0.1", port))
+        await loop.sock_sendall(client, request)
+        served, _ = await loop.sock_accept(upstream)
+        served.setblocking(False)
+        received = 0
+        while received < LONG:
+            received += len(await loop.sock_recv(served, 65536))
+        await loop.sock_sendall(served, answer)
+        while (await loop.sock_recv(client, 65536)).count(b" word") < 2:
+            pass
+        sockets += [client, served]
+    return sockets
+
+
+async def kept_by_open_streams(count: int) -> int:
+    """Bytes of each, server and transport included."""
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as upstream, ExitStack() as sockets:
+        upstream.setblocking(False)
+        url = f"http://127.0.0.1:{upstream.getsockname()[1]}/v1"
+        config = quick(url, environ={}, port=0)
+        settings = replace(config.server, log="none", shutdown=0.0)
+        service = Service(replace(config, server=settings), AsyncioTransport)
+        started: asyncio.Future[int] = loop.create_future()
+        stop = asyncio.Event()
+        server = loop.create_task(serve(service, stop, started=started))
+        port = await started
+        # What is made once for all streams is made by the first.
+        for each in await open_streams(port, upstream, 20):
+            sockets.enter_context(each)
+        gc.collect()
+        tracemalloc.start()
+        try:
+            opened = await open_streams(port, upstream, count)
+            gc.collect()
+            kept = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        for each in opened:
+            sockets.enter_context(each)
+        stop.set()
+        await server
+        return kept // count
+
+
+def test_an_open_stream_keeps_little_and_nothing_of_what_was_asked() -> None:
+    assert asyncio.run(kept_by_open_streams(100)) < OPEN

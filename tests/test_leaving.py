@@ -41,6 +41,7 @@ from deltawire.testing import Answer, expected, write_frames
 from deltawire.transports import AsyncioTransport, SyncTransport, TrioTransport
 from deltawire.transports.asynchronous import AsyncStream, AsyncTransport
 from deltawire.transports.on_asyncio import AsyncioTimer
+from deltawire.transports.sockets import SocketConnection
 from deltawire.transports.sync import SyncStream
 from upstream import LIMIT, Gate, Hold, Reply, Upstream, error, stream
 
@@ -1014,7 +1015,7 @@ def test_a_signal_ends_a_call_that_blocks(
 
 
 def _reads_in(frame: FrameType) -> bool:
-    return frame.f_code.co_name == "read" and "_backends" in frame.f_code.co_filename
+    return frame.f_code is SocketConnection.receive.__code__
 
 
 class InterruptedSockets:
@@ -1025,7 +1026,7 @@ class InterruptedSockets:
         self._at = at
         self._late = late
         self._thread = threading.get_ident()
-        for name in ("connect", "sendall", "send", "recv"):
+        for name in ("connect", "connect_ex", "sendall", "send", "recv"):
             monkeypatch.setattr(socket.socket, name, self._wrapped(getattr(socket.socket, name)))
 
     def _wrapped(self, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -1043,27 +1044,32 @@ class InterruptedSockets:
         return call
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=lambda each: each.__name__)
+@pytest.mark.parametrize(
+    "library", [*LIBRARIES, None], ids=lambda each: each.__name__ if each else "own"
+)
 # socket.create_connection leaves a socket that is interrupted to the garbage collector.
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("kind", ["stream", "create"])
 def test_a_blocking_call_can_be_interrupted_wherever_it_blocks(
-    kind: Kind, late: bool, library: ModuleType, upstream: Upstream
+    kind: Kind, late: bool, library: ModuleType | None, upstream: Upstream
 ) -> None:
     def left_at(at: int) -> bool:
         upstream.play(error(503, headers=(("Retry-After", "0"),)), stream(ANSWER))
         call = Call[Any]()
-        limits = library.Limits(max_keepalive_connections=0)
-        with (
-            library.Client(verify=False, limits=limits) as client,
-            SyncTransport(
+        with contextlib.ExitStack() as stack:
+            own: Any = {"verify": False, "max_keepalive_connections": 0}
+            if library is not None:
+                limits = library.Limits(max_keepalive_connections=0)
+                own = {"client": library.Client(verify=False, limits=limits)}
+                stack.enter_context(own["client"])
+            transport = SyncTransport(
                 base_url=upstream.base_url,
                 policy=Policy(attempts_per_account=2),
                 on_attempt=call.on_attempt,
-                client=client,
-            ) as transport,
-        ):
+                **own,
+            )
+            stack.enter_context(transport)
             stopped = False
             with pytest.MonkeyPatch.context() as monkeypatch:
                 sockets = InterruptedSockets(monkeypatch, at, late)

@@ -26,7 +26,7 @@ import trustme
 
 from deltawire.attempts import Policy
 from deltawire.server.config import quick
-from deltawire.server.on_asyncio import Connection, serve
+from deltawire.server.on_asyncio import PHASE, Connection, serve
 from deltawire.server.service import Service
 from deltawire.server.settings import Config
 from deltawire.testing import Answer, expected, write_frames
@@ -499,12 +499,18 @@ def test_each_request_has_a_time_of_its_own(upstream: Upstream) -> None:
 
     async def run() -> tuple[float, float]:
         connection = Connection(Service(made, AsyncioTransport), set(), set())
+
+        def timer() -> asyncio.TimerHandle:
+            timer = connection._timers[PHASE]
+            assert timer is not None
+            return timer
+
         connection.connection_made(_Nowhere())
-        before = connection._timers["phase"].when()
+        before = timer().when()
         connection.data_received(ask("GET", "/health"))
-        idle = connection._timers["phase"]
+        idle = timer()
         connection.data_received(ask("GET", "/health"))
-        again = connection._timers["phase"]
+        again = timer()
         assert idle.cancelled()
         connection.connection_lost(None)
         assert again.cancelled()

@@ -420,13 +420,14 @@ def told_attempts() -> Iterator[list[Attempt]]:
 
 
 @pytest.mark.parametrize("how", ["fin", "half", "rst"])
-@pytest.mark.parametrize("point", ["silence", "middle", "whole"])
+@pytest.mark.parametrize("point", ["head", "silence", "middle", "whole"])
 def test_a_client_that_leaves_takes_upstream_along(
     upstream: Upstream, point: str, how: str
 ) -> None:
     at = BEGUN if point == "middle" else 0
     gate = Gate()
-    upstream.play(Reply((*FRAMES[:at], Hold(gate), *FRAMES[at:])))
+    head_hold = Hold(gate) if point == "head" else None
+    upstream.play(Reply((*FRAMES[:at], Hold(gate), *FRAMES[at:]), head_hold=head_hold))
     with told_attempts() as told, serving(upstream) as server, Client(server) as client:
         client.send(request(ASKED if point == "whole" else STREAMED))
         upstream.wait_for_requests(1)
@@ -445,18 +446,6 @@ def test_a_client_that_leaves_takes_upstream_along(
                 assert b"\r\n0\r\n\r\n" not in client.read_to_eof()
     assert told[-1].outcome == "cancelled"
     assert len(upstream.requests) == 1
-
-
-def test_leaving_before_the_head_takes_effect_when_it_comes(upstream: Upstream) -> None:
-    gate = Gate()
-    upstream.play(Reply((Hold(Gate()),), head_hold=Hold(gate)))
-    with serving(upstream) as server, Client(server) as client:
-        client.send(request())
-        upstream.wait_for_requests(1)
-        client.socket.shutdown(socket.SHUT_WR)
-        gate.set()
-        upstream.wait_closed()
-        assert upstream.requests[0].left.is_set()
 
 
 def test_a_client_that_leaves_is_not_waited_for_by_an_upstream_that_is_drained(
@@ -481,28 +470,6 @@ def test_leaving_ends_the_wait_for_an_account(upstream: Upstream) -> None:
         with contextlib.suppress(ConnectionResetError):
             assert client.read_to_eof() == b""
     assert len(upstream.requests) == 1
-
-
-def test_what_is_hung_up_on_before_it_begins_is_not_sent(upstream: Upstream) -> None:
-    with SyncTransport(base_url=upstream.base_url) as transport:
-        answer = transport.stream_wire(ASKED)
-        answer.hang_up()
-        assert list(answer) == []
-        assert answer.attempts[-1].outcome == "cancelled"
-        assert not upstream.requests
-
-
-@pytest.mark.parametrize("kind", ["stream", "stream_wire", "stream_completion"])
-def test_hanging_up_twice_and_after_the_end_does_no_harm(upstream: Upstream, kind: str) -> None:
-    with SyncTransport(base_url=upstream.base_url) as transport:
-        for _ in range(2):
-            answer = getattr(transport, kind)(ASKED)
-            assert list(answer)
-            answer.hang_up()
-            answer.hang_up()
-            answer.close()
-            assert answer.attempts[-1].outcome == "completed"
-        assert upstream.connections == 1
 
 
 def test_leaving_after_done_is_no_leaving(upstream: Upstream) -> None:

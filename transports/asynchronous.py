@@ -13,7 +13,6 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, Unpack
-from urllib.request import getproxies
 
 from deltawire.chat import ChatCompletion, Chunk, Event
 from deltawire.exchange import Exchange
@@ -31,10 +30,10 @@ from deltawire.transports.answers import (
 from deltawire.transports.http import (
     Decompressor,
     Library,
+    Routes,
     Target,
     can_decode,
     content_coding,
-    proxy_applies,
 )
 from deltawire.transports.network import HTTPXNetwork, Network, Response, Trouble
 from deltawire.transports.settings import NOTHING, OnAttempt, Settings, Transport
@@ -237,6 +236,8 @@ class AsyncStream(Answer[Out], Generic[Out, Item]):
         begun: list[Exchange[Out]],
     ) -> AsyncGenerator[Item, None]:
         call = begin()
+        # It knows the request, which may be long.
+        del begin
         begun.append(call.exchange)
         try:
             while (out := await call.next_output()) is not None:
@@ -275,8 +276,6 @@ class AsyncTransport(Transport):
 
     def __init__(self, **settings: Unpack[Settings]) -> None:
         self._direct: Network | None = None
-        self._proxies: Mapping[str, str] = {}
-        self._goes_direct: dict[str, bool] = {}
         super().__init__(**settings)
         runtime = self._runtime = self._make_runtime()
         patience = self._timeouts.idle if runtime.httpx_scopes else None
@@ -295,23 +294,15 @@ class AsyncTransport(Transport):
         self, library: Library, network: Mapping[str, Any], proxy: str | None, tls: ssl.SSLContext
     ) -> Any:
         if proxy is None:
-            # Read once, as httpx does it.
-            self._proxies = getproxies()
+            self._routes = Routes(library)
             self._direct = self._make_direct(library.target, tls, network)
         return super()._make_client(library, network, proxy, tls)
 
     def _route(self, url: str) -> Network:
         """What a request to that URL goes by."""
-        direct = self._direct
-        if direct is None:
-            return self._network
-        goes_direct = self._goes_direct.get(url)
-        if goes_direct is None:
-            target = self._library.target(url)
-            known = target.scheme in ("http", "https")
-            applies = proxy_applies(self._proxies, target.scheme, target.origin[1])
-            goes_direct = self._goes_direct[url] = known and not applies
-        return direct if goes_direct else self._network
+        if self._direct is not None and self._routes.is_plain(url):
+            return self._direct
+        return self._network
 
     def stream(
         self,

@@ -112,7 +112,7 @@ class AsyncioNetwork(DirectNetwork[AsyncioConnection]):
 
     async def _dial(self, target: Target, limit: float | None) -> AsyncioConnection:
         loop = asyncio.get_running_loop()
-        connection = AsyncioConnection(target.origin, self._tls, self._forget)
+        connection = AsyncioConnection(target.origin, self._tls, self._on_gone)
         self._connections.add(connection)
         dialing = loop.create_task(_connect(connection))
         self._dialing.add(dialing)

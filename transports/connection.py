@@ -13,6 +13,7 @@ from __future__ import annotations
 import select
 import ssl
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Final, Protocol
 
 from deltawire.transports.http import Origin
@@ -22,7 +23,10 @@ from deltawire.transports.wire import State, Wire
 
 # What an answer may be ahead of its reader: as much as httpx reads at once.
 _MAX_QUEUED: Final = 64 * 1024
-_CLOSED_EARLY: Final = "the connection was closed while it was made"
+_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
+CLOSED_EARLY: Final = "the connection was closed while it was made"
+CLOSED_HERE: Final = "the connection was closed here"
+CUT_OFF: Final = "the connection was cut off"
 
 
 class Receiver(Protocol):
@@ -73,7 +77,7 @@ class DirectResponse:
 
     def __init__(self, connection: Connection, wire: Wire) -> None:
         self.status = 0
-        self.headers: Mapping[str, str] = {}
+        self.headers = _NO_HEADERS
         self._connection = connection
         self._wire = wire
         self._queue: list[bytes] = []
@@ -104,8 +108,7 @@ class DirectResponse:
 
     def push_to(self, receiver: Receiver) -> None:
         """Hand what has come, and from now on whatever comes, to the receiver."""
-        # Upstreams send up to 2 KB of them; by now they were looked at.
-        self.headers = {}
+        self.headers = _NO_HEADERS
         self._receiver = receiver
         if self._queue:
             receiver.receive_data(self._take())
@@ -135,6 +138,8 @@ class DirectResponse:
         """Something has come."""
 
     def _take(self) -> bytes:
+        # Upstreams send up to 2 KB of them; by now they were looked at.
+        self.headers = _NO_HEADERS
         data = self._queue[0] if len(self._queue) == 1 else b"".join(self._queue)
         self._queue.clear()
         if self._queued > _MAX_QUEUED:
@@ -171,10 +176,7 @@ class DirectResponse:
         """The connection is gone."""
         if self._wire.over or self._error is not None:
             return
-        text = str(error or "") or "the connection was cut off"
-        if isinstance(error, ssl.SSLError) and self._wire.state is State.HEAD:
-            text = no_tls(text)
-        self._error = Failed(text)
+        self._error = Failed(broken(error, self._wire))
         self._finish()
 
     def _finish(self) -> None:
@@ -251,7 +253,7 @@ class Connection:
     def connection_lost(self, error: Exception | None) -> None:
         if self._response is not None:
             self._response.receive_break(error)
-        self._be_ready(error or ConnectionResetError(_CLOSED_EARLY))
+        self._be_ready(error or ConnectionResetError(CLOSED_EARLY))
         self._go()
         self._transport = None
         self._be_lost()
@@ -323,7 +325,7 @@ class Connection:
     def close(self) -> None:
         """In good manners, but without waiting for the peer's. An answer under way is broken."""
         if self._response is not None:
-            self._response.receive_break(ConnectionAbortedError("the connection was closed here"))
+            self._response.receive_break(ConnectionAbortedError(CLOSED_HERE))
         if self._transport is not None and not self._transport.is_closing():
             if self._tls is not None:
                 self._transport.write(self._tls.end())
@@ -343,6 +345,12 @@ class Connection:
         on_gone, self._on_gone = self._on_gone, None
         if on_gone is not None:
             on_gone(self)
+
+
+def broken(error: Exception | None, wire: Wire) -> str:
+    """The text of what ended a connection before it ended the answer."""
+    text = str(error or "") or CUT_OFF
+    return no_tls(text) if isinstance(error, ssl.SSLError) and wire.state is State.HEAD else text
 
 
 def no_tls(text: str) -> str:

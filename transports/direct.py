@@ -3,8 +3,8 @@
 What may live here: how a request is sent over a connection that is kept or made. What may not:
 which of them that is (`places`), what comes over it (`connection`), bytes of HTTP (`wire`), policy
 (`deltawire.exchange`), and how connections are made, which each event loop has of its own
-(`asyncio_network`, `trio_network`). Used where neither a client of the caller's own nor a proxy is
-in play.
+(`asyncio_network`, `trio_network`). `OwnNetwork` is what they share with that of threads (`pool`).
+Used where neither a client of the caller's own nor a proxy is in play.
 
 Through httpx each delta passes a dozen generators and cancel scopes: 30 us on asyncio, 100 on trio.
 """
@@ -14,24 +14,23 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable
 from functools import cache
-from typing import Final, Generic, TypeVar
-
-import h11
+from typing import Any, Final, Generic, TypeVar
 
 from deltawire.errors import LocalProtocolError
 from deltawire.steps import Open
 from deltawire.transports.connection import Connection, DirectResponse, no_tls
 from deltawire.transports.http import Target
 from deltawire.transports.network import Failed, Trouble
-from deltawire.transports.places import Places, Waiting
-from deltawire.transports.wire import Wire
+from deltawire.transports.places import Kept, Places, Waiting
+from deltawire.transports.wire import wire_for
 
 CLOSED: Final = "the transport was closed"
 
+K = TypeVar("K", bound=Kept)
 C = TypeVar("C", bound=Connection)
 
 
-class DirectNetwork(Generic[C]):
+class OwnNetwork(Generic[K]):
     """The connections of one transport.
 
     target: what a URL says. tls: for https. The limits are those of `Transport`.
@@ -55,40 +54,52 @@ class DirectNetwork(Generic[C]):
         tls.set_alpn_protocols(["http/1.1"])
         self._closed = False
         self._expiry = keepalive_expiry
-        self._connections: set[C] = set()
+        self._connections: set[K] = set()
         most_idle = 0 if keepalive_expiry == 0 else max_keepalive_connections
-        self._places = Places[C](max_connections, most_idle, self._keep, self._use)
+        self._places = Places[K](max_connections, most_idle, self._keep, self._use)
+
+    def trouble(self, error: Exception, step: Open | None) -> Trouble:
+        return Trouble(isinstance(error, Failed) and error.late, str(error) or None)
+
+    def _keep(self, connection: K) -> None:
+        """It is idle, and is closed when its time is over."""
+        raise NotImplementedError
+
+    def _use(self, connection: K) -> None:
+        """It is idle no longer."""
+
+    def _forget(self, connection: K) -> None:
+        """It is of no use any more."""
+        self._places.forget(connection)
+
+
+class DirectNetwork(OwnNetwork[C]):
+    """Those of an event loop."""
+
+    def __init__(self, *args: Any, **limits: Any) -> None:
+        super().__init__(*args, **limits)
+        # What each connection is given; bound once, since there are many.
+        self._on_gone = self._forget
+        self._release = self._places.release
 
     async def send(self, step: Open, wait: float) -> DirectResponse:
         if self._closed:
             raise LocalProtocolError(CLOSED)
-        request = step.request
-        target = self._target(request.url)
-        try:
-            wire = Wire(
-                request.method,
-                target.path,
-                target.headers(request.headers, request.body),
-                request.body,
-            )
-        except (h11.LocalProtocolError, UnicodeEncodeError) as error:
-            raise Failed(str(error)) from None
+        target = self._target(step.request.url)
+        wire = wire_for(target, step.request)
         limit = step.connect
         connection = await self._places.take(
             target.origin, lambda waiting: self._wait(waiting, limit)
         )
         if connection is None:
             connection = await self._dial(target, limit)
-        response = connection.ask(wire, self._places.release)
+        response = connection.ask(wire, self._release)
         try:
             await response.wait_for_head()
         except BaseException:
             connection.abort()
             raise
         return response
-
-    def trouble(self, error: Exception, step: Open | None) -> Trouble:
-        return Trouble(isinstance(error, Failed) and error.late, str(error))
 
     async def aclose(self) -> None:
         self._closed = True
@@ -107,17 +118,6 @@ class DirectNetwork(Generic[C]):
     async def _wait(self, waiting: Waiting[C], limit: float | None) -> None:
         """Until it is done. It is given up after so many seconds."""
         raise NotImplementedError
-
-    def _keep(self, connection: C) -> None:
-        """It is idle, and is closed when its time is over."""
-        raise NotImplementedError
-
-    def _use(self, connection: C) -> None:
-        """It is idle no longer."""
-
-    def _forget(self, connection: C) -> None:
-        """It is of no use any more."""
-        self._places.forget(connection)
 
     async def _end(self, connections: list[C]) -> None:
         """Stop dialing, and wait until that and all connections have ended."""

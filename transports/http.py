@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, Final, Self
+from urllib.request import getproxies
 
 from deltawire.errors import InvalidSetting
 from deltawire.steps import Open
@@ -214,6 +215,26 @@ def proxy_applies(proxies: Mapping[str, str], scheme: str, host: str) -> bool:
         each == "*" or each == host or (each and host.endswith("." + each.lstrip(".")))
         for each in exceptions
     )
+
+
+class Routes:
+    """Which URLs are reached without a proxy, where there is no other client."""
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+        # Read once, as httpx does it.
+        self._proxies: Mapping[str, str] = getproxies()
+        self._plain: dict[str, bool] = {}
+
+    def is_plain(self, url: str) -> bool:
+        """Whether connections of our own reach it."""
+        plain = self._plain.get(url)
+        if plain is None:
+            target = self._library.target(url)
+            known = target.scheme in ("http", "https")
+            applies = proxy_applies(self._proxies, target.scheme, target.origin[1])
+            plain = self._plain[url] = known and not applies
+        return plain
 
 
 def content_coding(headers: Mapping[str, str]) -> str | None:

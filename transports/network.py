@@ -38,8 +38,8 @@ class Trouble(Struct, frozen=True):
     reason: str | None
 
 
-class Response(Protocol):
-    """The answer to one request, once its head is there."""
+class Answered(Protocol):
+    """The head of an answer."""
 
     @property
     def status(self) -> int: ...
@@ -47,6 +47,10 @@ class Response(Protocol):
     @property
     def headers(self) -> Mapping[str, str]:
         """The names are in lower case, or do not care."""
+
+
+class Response(Answered, Protocol):
+    """The answer to one request, once its head is there."""
 
     @property
     def patience(self) -> float | None:

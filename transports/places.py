@@ -1,6 +1,7 @@
 """`Places`: which connections there may be, which of them are kept, and who waits for one.
 
-What may live here: the choice. What may not: sockets, clocks, an event loop. Caller: `direct`.
+What may live here: the choice. What may not: sockets, clocks, an event loop, locks. Callers:
+`direct` and `pool`.
 
 A place is what `max_connections` counts: a connection has one from before it is made until it is
 closed. Whoever finds none waits, first come first served, and is handed a kept connection or the
@@ -89,39 +90,52 @@ class Places(Generic[C]):
 
         wait: comes back once the waiting is done.
         """
+        if (waiting := self.ask(origin)).done:
+            return waiting.place
+        while True:
+            try:
+                await wait(waiting)
+            except BaseException:
+                self.leave(waiting)
+                raise
+            if self.received(waiting):
+                return waiting.place
+
+    def ask(self, origin: Origin) -> Waiting[C]:
+        """A place at once, if there is one; else in its turn."""
+        waiting = Waiting[C](origin)
         if (kept := self._take_idle(origin)) is not None:
-            return kept
+            waiting.hand(kept)
+            return waiting
         if self._most is not None and self._taken >= self._most and self.idle:
             self.idle[0].close()
         if self._most is None or self._taken < self._most:
             self._taken += 1
-            return None
-        waiting = Waiting[C](origin)
-        self._waiting.append(waiting)
-        place = await self._wait(waiting, wait)
-        while place is not None and not place.usable:
-            # Upstream has closed it on the way here.
-            place.close()
-            waiting.done = False
-            self._waiting.appendleft(waiting)
-            self._hand_on()
-            place = await self._wait(waiting, wait)
-        return place
+            waiting.hand(None)
+        else:
+            self._waiting.append(waiting)
+        return waiting
 
-    async def _wait(
-        self, waiting: Waiting[C], wait: Callable[[Waiting[C]], Awaitable[object]]
-    ) -> C | None:
-        try:
-            await wait(waiting)
-        except BaseException:
-            if waiting.done and waiting.error is None:
-                # It came in the moment of leaving.
-                self._give_back(waiting.place)
-            waiting.done = True
-            raise
+    def received(self, waiting: Waiting[C]) -> bool:
+        """Whether who has waited has something of use; if not, it is the next. Raises Failed."""
         if waiting.error is not None:
             raise waiting.error
-        return waiting.place
+        place = waiting.place
+        if place is None or place.usable:
+            return True
+        # Upstream has closed it on the way here.
+        place.close()
+        waiting.done = False
+        self._waiting.appendleft(waiting)
+        self._hand_on()
+        return False
+
+    def leave(self, waiting: Waiting[C]) -> None:
+        """It waits no longer."""
+        if waiting.done and waiting.error is None:
+            # It came in the moment of leaving.
+            self.give_back(waiting.place)
+        waiting.done = True
 
     def _take_idle(self, origin: Origin) -> C | None:
         for connection in reversed(self.idle):
@@ -133,7 +147,8 @@ class Places(Generic[C]):
                 return self._take_idle(origin)
         return None
 
-    def _give_back(self, connection: C | None) -> None:
+    def give_back(self, connection: C | None) -> None:
+        """What is not used after all."""
         if connection is None:
             self._taken -= 1
             self._hand_on()

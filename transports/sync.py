@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-import math
-import socket
+import os
+import ssl
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -29,15 +29,17 @@ from deltawire.transports.answers import (
     raise_unless_begun,
     whole,
 )
+from deltawire.transports.blocking import HTTPXNetwork, Line, Network, Response
 from deltawire.transports.http import (
     Decompressor,
     Library,
+    Routes,
     can_decode,
     content_coding,
-    request_arguments,
 )
+from deltawire.transports.pool import SocketNetwork
 from deltawire.transports.settings import NOTHING, OnAttempt, Settings, Transport
-from deltawire.transports.watchdog import Watch, Watchdog, shut_down
+from deltawire.transports.watchdog import Watchdog
 
 Out = TypeVar("Out")
 Item = TypeVar("Item")
@@ -46,31 +48,34 @@ _now = time.monotonic
 
 
 class _Call(Generic[Out]):
-    """One exchange on its way over the network."""
+    """One exchange on its way over a network, which `route` finds for each URL."""
+
+    __slots__ = (
+        "_decompressor",
+        "_errors",
+        "_line",
+        "_network",
+        "_response",
+        "_route",
+        "exchange",
+    )
 
     def __init__(
-        self, exchange: Exchange[Out], client: Any, library: Library, watchdog: Watchdog
+        self, exchange: Exchange[Out], route: Callable[[str], Network], line: Line
     ) -> None:
         self.exchange = exchange
-        self._client = client
-        self._library = library
-        self._watchdog = watchdog
-        self._answer: Any = None
-        self._body: Iterator[bytes] = iter(())
+        self._route = route
+        self._line = line
+        self._network: Network | None = None
+        self._errors: tuple[type[Exception], ...] = ()
+        self._response: Response | None = None
         self._decompressor: Decompressor | None = None
-        self._peer: socket.socket | None = None
-        self._watch: Watch | None = None
-        # The peer is only another thread's to shut down while it is this call's.
-        self._parting = threading.Lock()
-        self._hung_up = threading.Event()
-        # Of the phase that is watched over; no limit equals this one.
-        self._limit = math.nan
 
     def next_output(self) -> Out | None:
         """What is to be handed out next; None once there is no more."""
-        exchange = self.exchange
+        exchange, line = self.exchange, self._line
         while True:
-            if self._hung_up.is_set():
+            if line.cut:
                 exchange.leave(_now())
             step = exchange.step
             if isinstance(step, Read):
@@ -81,8 +86,7 @@ class _Call(Generic[Out]):
                 self._close()
                 out = None
             elif isinstance(step, Wait):
-                hung_up = self._hung_up.wait(max(0.0, step.until - _now()))
-                out = None if hung_up else exchange.waited(_now())
+                out = self._wait(step.until)
             else:
                 return None
             if out:
@@ -94,58 +98,35 @@ class _Call(Generic[Out]):
         while self.next_output() is not None:
             pass
 
-    def hang_up(self) -> None:
-        """Make the thread that is in `next_output` leave; to be called by another one."""
-        with self._parting:
-            self._hung_up.set()
-            if self._peer is not None:
-                shut_down(self._peer)
-
     def _open(self, step: Open) -> Out | None:
         exchange = self.exchange
         if isinstance(step.gate, Future):
             step.gate.result()
-        wait = exchange.limit - _now()
-        request = self._client.build_request(**request_arguments(step, wait))
+        network = self._network = self._route(step.request.url)
+        self._errors = network.errors
         try:
-            answer = self._client.send(request, stream=True, follow_redirects=False)
-        except self._library.RequestError as error:
+            response = network.send(step, exchange.limit, _now(), self._line)
+        except network.errors as error:
             return self._went_wrong(error, step)
-        self._answer = answer
-        out = exchange.receive_head(answer.status_code, answer.headers, _now())
-        coding = content_coding(answer.headers)
+        self._response = response
+        out = exchange.receive_head(response.status, response.headers, _now())
+        coding = content_coding(response.headers)
         if coding is not None and not can_decode(coding):
             return exchange.receive_break(f"its content encoding {coding!r} is unknown", _now())
-        # The stream is what `iter_raw` reads from; each layer costs a few us for each delta.
-        self._body = iter(answer.stream)
         self._decompressor = None if coding is None else Decompressor(coding)
-        network = answer.extensions.get("network_stream")
-        with self._parting:
-            self._peer = network and network.get_extra_info("socket")
-        # httpx looks at this once more, when the reading of the body begins.
-        request.extensions["timeout"]["read"] = exchange.idle if self._peer is None else None
         return out
 
     def _read(self) -> Out | None:
-        exchange = self.exchange
-        now = _now()
-        if exchange.limit != self._limit:
-            self._enter_phase(now)
-        watch = self._watch
-        if watch is not None:
-            watch.until = exchange.deadline(now)
-        elif now >= self._limit:
-            return exchange.receive_timeout(now)
+        exchange, response, now = self.exchange, self._response, _now()
+        if response is None:
+            return exchange.receive_eof(now)
         try:
-            data = next(self._body, None)
-        except self._library.RequestError as error:
+            data = response.read(exchange.deadline(now), now)
+        except self._errors as error:
             return self._went_wrong(error, None)
-        if self._hung_up.is_set():
+        if self._line.cut:
             return None
-        if watch is not None:
-            # The caller may take its time with what it is given.
-            watch.until = math.inf
-        if data is None:
+        if not data:
             return exchange.receive_eof(_now())
         if self._decompressor is not None:
             try:
@@ -155,41 +136,32 @@ class _Call(Generic[Out]):
         return exchange.receive_data(data, _now())
 
     def _went_wrong(self, error: Exception, step: Open | None) -> Out | None:
-        if self._hung_up.is_set():
+        if self._line.cut or self._network is None:
             return None
-        too_late = self._watch is not None and self._watch.fired
-        if too_late or self._library.is_timeout(error):
-            return self.exchange.receive_timeout(_now(), self._library.lateness(error, step))
-        return self.exchange.receive_break(self._library.reason(error, step), _now())
+        trouble = self._network.trouble(error, step)
+        if trouble.late:
+            return self.exchange.receive_timeout(_now(), trouble.reason)
+        return self.exchange.receive_break(trouble.reason or "the connection broke", _now())
 
     def _close(self) -> None:
-        self._unwatch()
-        self._limit = math.nan
-        with self._parting:
-            self._peer = None
+        response = self._response
+        self._line.close()
         try:
-            if self._answer is not None:
-                self._answer.close()
-        except self._library.RequestError:
+            if response is not None:
+                response.close()
+        except self._errors:
             # A connection that cannot be closed in good manners is closed all the same.
             pass
         finally:
-            self._answer = None
+            self._response = None
             self.exchange.closed(_now())
 
-    def _enter_phase(self, now: float) -> None:
-        """Watch over the socket, if there is one; a caller's own client need not have any."""
-        self._unwatch()
-        exchange = self.exchange
-        self._limit = exchange.limit
-        until = exchange.deadline(now)
-        if self._peer is not None and until != math.inf:
-            self._watch = self._watchdog.watch(self._peer, until, until - now)
-
-    def _unwatch(self) -> None:
-        if self._watch is not None:
-            self._watchdog.cancel(self._watch)
-            self._watch = None
+    def _wait(self, until: float) -> Out | None:
+        woken = threading.Event()
+        self._line.open(woken.set)
+        hung_up = woken.wait(max(0.0, until - _now()))
+        self._line.close()
+        return None if hung_up else self.exchange.waited(_now())
 
 
 class SyncStream(Answer[Out], Generic[Out, Item]):
@@ -201,28 +173,22 @@ class SyncStream(Answer[Out], Generic[Out, Item]):
 
     def __init__(
         self,
-        begin: Callable[[], _Call[Out]],
+        begin: Callable[[Line], _Call[Out]],
         items: Callable[[Exchange[Out], Out], Iterable[Item]],
     ) -> None:
         super().__init__()
-        self._calls: list[_Call[Out]] = []
-        self._unwanted = threading.Event()
-        self._iterator = self._iterate(begin, items, self._begun, self._calls, self._unwanted)
+        self._line = Line()
+        self._iterator = self._iterate(begin, items, self._begun, self._line)
 
     @staticmethod
     def _iterate(
-        begin: Callable[[], _Call[Out]],
+        begin: Callable[[Line], _Call[Out]],
         items: Callable[[Exchange[Out], Out], Iterable[Item]],
         begun: list[Exchange[Out]],
-        calls: list[_Call[Out]],
-        unwanted: threading.Event,
+        line: Line,
     ) -> Generator[Item, None, None]:
-        call = begin()
+        call = begin(line)
         begun.append(call.exchange)
-        calls.append(call)
-        # Whoever hangs up looks the other way round, so that one of the two sees the other.
-        if unwanted.is_set():
-            call.hang_up()
         try:
             while (out := call.next_output()) is not None:
                 yield from items(call.exchange, out)
@@ -254,13 +220,12 @@ class SyncStream(Answer[Out], Generic[Out, Item]):
     def hang_up(self) -> None:
         """End the iteration, from another thread than the one that may be blocked in it.
 
-        It ends without an error, its last attempt `cancelled`; nothing is drained. Until the head
-        of an answer is there, httpx shows no socket that could be shut down: who waits for that
-        goes on waiting, until it comes or a timeout passes, and leaves then. May be called again.
+        It ends without an error, its last attempt `cancelled`; nothing is drained. Two things go on
+        to their end: the system's look-up of a name; and, where the request goes by httpx, which
+        shows no socket before, the wait for the head of an answer, until it comes or a timeout
+        passes. May be called again.
         """
-        self._unwanted.set()
-        for call in self._calls:
-            call.hang_up()
+        self._line.hang_up()
 
 
 class SyncTransport(Transport):
@@ -268,14 +233,35 @@ class SyncTransport(Transport):
 
     Arguments are those of `Transport`; `client` is an `httpx.Client` or an `httpx2.Client`. A
     context manager; many threads may use one.
+
+    Without a client, where no proxy applies, and not on Windows, it has connections of its own:
+    `pool`.
     """
 
     blocking: ClassVar[bool] = True
     extra: ClassVar[str] = "sync"
+    _direct: SocketNetwork | None = None
+    _routes: Routes
 
     def __init__(self, **settings: Unpack[Settings]) -> None:
-        super().__init__(**settings)
         self._watchdog = Watchdog()
+        super().__init__(**settings)
+        self._network = HTTPXNetwork(
+            self._client, self._library, self._timeouts.idle, self._watchdog
+        )
+
+    def _make_client(
+        self, library: Library, network: Mapping[str, Any], proxy: str | None, tls: ssl.SSLContext
+    ) -> Any:
+        if proxy is None and os.name == "posix":
+            self._routes = Routes(library)
+            self._direct = SocketNetwork(self._watchdog, library.target, tls, **network)
+        return super()._make_client(library, network, proxy, tls)
+
+    def _route(self, url: str) -> Network:
+        if self._direct is not None and self._routes.is_plain(url):
+            return self._direct
+        return self._network
 
     def _guard(self) -> AbstractContextManager[object]:
         return threading.Lock()
@@ -293,7 +279,7 @@ class SyncTransport(Transport):
         transport's own.
         """
         return SyncStream(
-            lambda: self._call(chat_request, AsEvents, affinity, on_attempt), chunks_of
+            lambda line: self._call(chat_request, AsEvents, affinity, on_attempt, line), chunks_of
         )
 
     def stream_wire(
@@ -308,7 +294,7 @@ class SyncTransport(Transport):
         A failure before the first frame is raised; a later one is the last frame.
         """
         return SyncStream(
-            lambda: self._call(chat_request, AsFrames, affinity, on_attempt), frames_of
+            lambda line: self._call(chat_request, AsFrames, affinity, on_attempt, line), frames_of
         )
 
     def stream_completion(
@@ -322,10 +308,11 @@ class SyncTransport(Transport):
 
         Failures are raised.
         """
-        return SyncStream(
-            lambda: self._call(chat_request, AsCompletion, affinity, on_attempt, WITH_USAGE),
-            completion_of,
-        )
+
+        def begin(line: Line) -> _Call[ChatCompletion | None]:
+            return self._call(chat_request, AsCompletion, affinity, on_attempt, line, WITH_USAGE)
+
+        return SyncStream(begin, completion_of)
 
     def create(
         self,
@@ -335,7 +322,7 @@ class SyncTransport(Transport):
         on_attempt: OnAttempt | None = None,
     ) -> ChatCompletion:
         """The whole answer. Raises UpstreamError and its children, and InvalidRequest."""
-        call = self._call(chat_request, AsCompletion, affinity, on_attempt, WITH_USAGE)
+        call = self._call(chat_request, AsCompletion, affinity, on_attempt, Line(), WITH_USAGE)
         try:
             completion = call.next_output()
             call.next_output()
@@ -349,10 +336,11 @@ class SyncTransport(Transport):
         rendering: Callable[[Machine], Rendering[Out]],
         affinity: str | None,
         on_attempt: OnAttempt | None,
+        line: Line,
         options: Mapping[str, Any] = NOTHING,
     ) -> _Call[Out]:
         exchange = self._exchange(chat_request, rendering, _now(), affinity, on_attempt, options)
-        return _Call(exchange, self._client, self._library, self._watchdog)
+        return _Call(exchange, self._route, line)
 
     def __enter__(self) -> Self:
         return self
@@ -369,4 +357,6 @@ class SyncTransport(Transport):
         """Close the connections that are kept, unless the client is the caller's own."""
         self._watchdog.close()
         if self._owns_client:
-            self._client.close()
+            self._network.close()
+            if self._direct is not None:
+                self._direct.close()

@@ -205,7 +205,7 @@ class TrioNetwork(DirectNetwork[TrioConnection]):
         self._expired = trio.Event()
 
     async def _dial(self, target: Target, limit: float | None) -> TrioConnection:
-        connection = TrioConnection(target.origin, self._tls, self._forget)
+        connection = TrioConnection(target.origin, self._tls, self._on_gone)
         self._connections.add(connection)
         until = math.inf if limit is None else trio.current_time() + limit
         scope = trio.CancelScope(deadline=until)

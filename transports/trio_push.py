@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from deltawire.errors import LocalProtocolError
 from deltawire.steps import READ
 from deltawire.transports.answers import Answer, raise_unless_begun
 from deltawire.transports.asynchronous import Call
@@ -76,6 +77,8 @@ class TrioPushedCall(Call[Out]):
                         return out
                     if out and (room := hand_out(out)) is not None:
                         break
+                    # They may be large, and the next may take long.
+                    del data, out
                     is_new = exchange.phase is not phase or last + idle < until
                     if is_new and exchange.deadline(last) < until:
                         break
@@ -93,15 +96,20 @@ class TrioPush(Answer[Out]):
 
     def __init__(self, begin: Callable[[], TrioPushedCall[Out]], hand_out: HandOut[Out]) -> None:
         super().__init__()
-        self._begin = begin
+        self._begin: Callable[[], TrioPushedCall[Out]] | None = begin
         self._hand_out = hand_out
 
     async def run(self) -> None:
-        """Carry the call out.
+        """Carry the call out. Once.
 
         Raises UpstreamError and its children for what fails before anything was handed out, and
         InvalidRequest for what is wrong with the request.
         """
-        call = self._begin()
+        begin, self._begin = self._begin, None
+        if begin is None:
+            raise LocalProtocolError("run() was called before")
+        call = begin()
+        # It knows the request.
+        del begin
         self._begun.append(call.exchange)
         await call.run(self._hand_out)

@@ -2,8 +2,8 @@
 
 httpx has a limit for each read but none for a phase or a whole call, and a blocked read cannot be
 interrupted from outside, except by shutting the socket down under it. It is also the cheaper way:
-with a limit of its own each read is two system calls, the first of them to wait. Only `sync` uses
-this.
+with a limit of its own each read is two system calls, the first of them to wait. Callers:
+`blocking` and `sockets`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import math
 import socket
 import threading
 import time
@@ -28,10 +29,11 @@ _MANY: Final = 256
 class Watch:
     """A socket, and until when it may be used.
 
-    `until` is moved on by the thread that reads, without a lock: `inf` while nothing is awaited.
-    `patience`, in seconds, is the least that a read is given, so that it is enough to look again
-    after so long.
+    `until` is moved on by the thread that reads, without a lock: `inf` while nothing is awaited. It
+    is looked at every `patience` seconds, so that by that much at least it is to be moved on.
     """
+
+    __slots__ = ("fired", "patience", "peer", "until")
 
     def __init__(self, peer: socket.socket, until: float, patience: float) -> None:
         self.peer: socket.socket | None = peer
@@ -55,7 +57,8 @@ class Watchdog:
         """Shut the socket down when `until` passes on the monotonic clock, unless cancelled."""
         watch = Watch(peer, until, patience)
         with self._changed:
-            heapq.heappush(self._heap, (until, next(self._order), watch))
+            first = min(until, time.monotonic() + watch.patience)
+            heapq.heappush(self._heap, (first, next(self._order), watch))
             if self._thread is None:
                 self._closed = False
                 self._thread = threading.Thread(
@@ -111,6 +114,46 @@ class Watchdog:
             watch.fired = True
             shut_down(watch.peer)
             watch.peer = None
+
+
+class Guard:
+    """The deadlines of one socket, for the thread that uses it: one after the other."""
+
+    __slots__ = ("_fired", "_peer", "_watch", "_watchdog")
+
+    def __init__(self, watchdog: Watchdog, peer: socket.socket) -> None:
+        self._watchdog = watchdog
+        self._peer = peer
+        self._watch: Watch | None = None
+        self._fired = False
+
+    @property
+    def fired(self) -> bool:
+        """Whether a deadline has passed, so that the socket was shut down."""
+        return self._fired or (self._watch is not None and self._watch.fired)
+
+    def set(self, deadline: float, now: float) -> None:
+        """It is shut down then, unless the deadline is moved on; `inf`: never."""
+        watch = self._watch
+        if watch is not None and deadline - now >= watch.patience:
+            watch.until = deadline
+        elif watch is not None or deadline != math.inf:
+            self.stop()
+            # Half of it, so that the deadlines that follow, of about as long, only move a number.
+            patience = (deadline - now) / 2
+            self._watch = self._watchdog.watch(self._peer, deadline, patience)
+
+    def rest(self) -> None:
+        """There is no deadline for now: the caller may take its time with what it is given."""
+        if self._watch is not None:
+            self._watch.until = math.inf
+
+    def stop(self) -> None:
+        """The socket is another's from here on."""
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            self._watchdog.cancel(watch)
+            self._fired = self._fired or watch.fired
 
 
 def shut_down(peer: socket.socket) -> None:

@@ -1,8 +1,8 @@
 """`Wire`: the client's side of one HTTP/1.1 request and its answer, without I/O.
 
 What may live here: a request to bytes, bytes to the head and the body of its answer, and whether
-the connection can be used again. What may not: sockets, clocks, and what an answer means. Caller:
-`direct`.
+the connection can be used again. What may not: sockets, clocks, and what an answer means. Callers:
+`direct` and `pool`.
 
 Theory of operation
 -------------------
@@ -32,6 +32,9 @@ import h11
 from msgspec import Struct
 
 from deltawire.enums import direct
+from deltawire.steps import UpstreamRequest
+from deltawire.transports.http import Target
+from deltawire.transports.network import Failed
 
 MAX_HEAD: Final = 100 * 1024
 """Bytes of a head, those with a status of 1xx before it included; httpcore has the same."""
@@ -337,6 +340,15 @@ def _whole_chunks(data: bytes) -> tuple[list[bytes], int]:
         fitting = next(at for at, (size, chunk) in pairs if not size or size != len(chunk))
         del chunks[fitting:], lines[fitting:]
     return chunks, sum(map(len, chunks)) + sum(map(len, lines)) + 4 * len(chunks)
+
+
+def wire_for(target: Target, request: UpstreamRequest) -> Wire:
+    """The request on its way to the target. Raises Failed for what HTTP cannot carry."""
+    headers = target.headers(request.headers, request.body)
+    try:
+        return Wire(request.method, target.path, headers, request.body)
+    except (h11.LocalProtocolError, UnicodeEncodeError) as error:
+        raise Failed(str(error)) from None
 
 
 def _joined(fields: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
