@@ -99,28 +99,17 @@ def test_upstream_sees_at_once_that_it_is_hung_up_on(
     upstream.wait_closed()
 
 
-def test_on_a_kept_connection_as_well(upstream: Upstream) -> None:
-    with transport_to(upstream.base_url) as transport:
-        assert_usable_still(transport, upstream)
-        upstream.play(Reply(FRAMES, head_hold=Hold(Gate())))
-        answer = transport.stream(REQUEST)
-        with read(answer) as reading:
-            upstream.wait_for_requests(2)
-            answer.hang_up()
-            assert upstream.requests[1].left.wait(LIMIT)
-            assert_hung_up(answer, reading)
-        assert upstream.connections == 1
-        assert_usable_still(transport, upstream)
-        assert upstream.connections == 2
-
-
 @pytest.mark.parametrize("point", ["head", "silence"])
-def test_under_tls_as_well(point: str) -> None:
+@pytest.mark.parametrize("secure", [False, True])
+def test_on_a_kept_connection_as_well(secure: bool, point: str) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
     hold = Hold(Gate())
     held = Reply(FRAMES, head_hold=hold) if point == "head" else Reply((hold,))
-    with Upstream(context) as upstream, transport_to(upstream.base_url) as transport:
+    with (
+        Upstream(context if secure else None) as upstream,
+        transport_to(upstream.base_url) as transport,
+    ):
         upstream.play(stream(ANSWER), held)
         assert transport.create(REQUEST).choices[0].message.content == TEXT
         answer = transport.stream(REQUEST)
