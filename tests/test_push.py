@@ -6,21 +6,25 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 
 from deltawire.attempts import Policy, Timeouts
 from deltawire.errors import UpstreamRejected, UpstreamTimeout
 from deltawire.steps import Phase
-from deltawire.transports import AsyncioTransport
+from deltawire.transports import AsyncioTransport, TrioTransport
 from deltawire.transports.push import PushedStream
 from test_leaving import (
     BEGUN,
     FRAMES,
     HOUR,
+    LOOPS,
     POINTS,
     REQUEST,
     Call,
+    Loop,
     Point,
     assert_left,
     assert_usable,
@@ -43,8 +47,23 @@ def upstream() -> Iterator[Upstream]:
         yield opened
 
 
+@pytest.fixture(params=LOOPS)
+def loop(request: pytest.FixtureRequest) -> Loop:
+    """The event loop that a test runs in."""
+    name: Loop = request.param
+    return name
+
+
+def of_either(
+    loop: Loop, upstream: Upstream, call: Call[Any], **settings: Any
+) -> AsyncioTransport | TrioTransport:
+    made = transport_for(loop, upstream, call, **settings)
+    assert isinstance(made, (AsyncioTransport, TrioTransport))
+    return made
+
+
 def transport(upstream: Upstream, call: Call[Any], **settings: Any) -> AsyncioTransport:
-    made = transport_for("asyncio", upstream, call, **settings)
+    made = of_either("asyncio", upstream, call, **settings)
     assert isinstance(made, AsyncioTransport)
     return made
 
@@ -76,7 +95,9 @@ def ended(call: Call[Any], failure: BaseException | None) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("client", [None, httpx.AsyncClient])
 @pytest.mark.parametrize("name", REPLIES)
-def test_what_is_pushed_is_what_is_read(name: str, client: Any, upstream: Upstream) -> None:
+def test_what_is_pushed_is_what_is_read(
+    loop: Loop, name: str, client: Any, upstream: Upstream
+) -> None:
     policy = Policy(attempts_per_account=2, trail=HOUR)
 
     async def main() -> None:
@@ -86,10 +107,10 @@ def test_what_is_pushed_is_what_is_read(name: str, client: Any, upstream: Upstre
             call = Call[Any]()
             settings = {} if client is None else {"client": client(trust_env=False)}
             failure: BaseException | None = None
-            async with transport(upstream, call, policy=policy, **settings) as made:
+            async with of_either(loop, upstream, call, policy=policy, **settings) as made:
                 try:
                     if way == "pushed":
-                        await push(made, call).run()
+                        await made.push_wire(REQUEST, call.outputs.append).run()
                     else:
                         async with made.stream_wire(REQUEST) as answer:
                             async for frames in answer:
@@ -101,7 +122,7 @@ def test_what_is_pushed_is_what_is_read(name: str, client: Any, upstream: Upstre
             ends.append(ended(call, failure))
         assert ends[0] == ends[1]
 
-    run("asyncio", main)
+    run(loop, main)
     upstream.wait_closed()
 
 
@@ -154,41 +175,45 @@ def test_who_leaves_is_told_nothing_more_while_upstream_is_drained(upstream: Ups
     upstream.wait_closed()
 
 
-def test_what_falls_silent_is_given_up(upstream: Upstream) -> None:
+def test_what_falls_silent_is_given_up(loop: Loop, upstream: Upstream) -> None:
     upstream.play(held("middle", Gate()))
     call = Call[Any]()
 
     async def main() -> None:
-        async with transport(upstream, call, timeouts=TIMEOUTS) as made:
-            task = asyncio.create_task(push(made, call).run())
-            await until(lambda: call.has_reached("middle", "wire", upstream))
-            await move_clock(HOUR)
-            await task
+        async with of_either(loop, upstream, call, timeouts=TIMEOUTS) as made:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(made.push_wire(REQUEST, call.outputs.append).run)
+                await until(lambda: call.has_reached("middle", "wire", upstream))
+                await move_clock(HOUR)
             await seen(upstream.requests[0].left)
 
-    run("asyncio", main)
+    run(loop, main)
     assert parsed(call.outputs[-1])[-1]["error"]["code"] == "upstream_timeout"
     assert call.attempts[0].outcome == "truncated"
     upstream.wait_closed()
 
 
-def test_what_never_begins_is_given_up(upstream: Upstream) -> None:
+def test_what_never_begins_is_given_up(loop: Loop, upstream: Upstream) -> None:
     upstream.play(held("silence", Gate()))
     call = Call[Any]()
 
     async def main() -> None:
-        async with transport(upstream, call, timeouts=TIMEOUTS) as made:
-            task = asyncio.create_task(push(made, call).run())
-            await until(lambda: call.has_reached("silence", "wire", upstream))
-            await move_clock(9 * HOUR)
-            for _ in range(20):
-                await asyncio.sleep(0)
-            assert not task.done()
-            await move_clock(HOUR)
-            with pytest.raises(UpstreamTimeout, match="first_event"):
-                await task
+        async with of_either(loop, upstream, call, timeouts=TIMEOUTS) as made:
 
-    run("asyncio", main)
+            async def in_vain() -> None:
+                with pytest.raises(UpstreamTimeout, match="first_event"):
+                    await made.push_wire(REQUEST, call.outputs.append).run()
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(in_vain)
+                await until(lambda: call.has_reached("silence", "wire", upstream))
+                await move_clock(9 * HOUR)
+                for _ in range(20):
+                    await anyio.lowlevel.checkpoint()
+                assert call.attempts[0].outcome is None
+                await move_clock(HOUR)
+
+    run(loop, main)
     upstream.wait_closed()
 
 
@@ -218,7 +243,7 @@ def test_nothing_is_late_while_upstream_is_to_wait(upstream: Upstream) -> None:
     upstream.wait_closed()
 
 
-def test_what_takes_it_may_fail(upstream: Upstream) -> None:
+def test_what_takes_it_may_fail(loop: Loop, upstream: Upstream) -> None:
     upstream.play(held("middle", Gate()))
     call = Call[Any]()
 
@@ -226,12 +251,12 @@ def test_what_takes_it_may_fail(upstream: Upstream) -> None:
         raise LookupError
 
     async def main() -> None:
-        async with transport(upstream, call) as made:
+        async with of_either(loop, upstream, call) as made:
             with pytest.raises(LookupError):
                 await made.push_wire(REQUEST, hand_out).run()
             await seen(upstream.requests[0].left)
             await assert_usable(made, upstream)
 
-    run("asyncio", main)
+    run(loop, main)
     assert call.attempts[0].outcome == "cancelled"
     upstream.wait_closed()

@@ -1,16 +1,14 @@
-"""On trio, what is pushed is what would be read, by the task that reads; and it can be left."""
+"""On trio, it is the task that reads that hands out; it can be left, and it may have to wait."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Any
 
-import httpx
 import pytest
 import trio
 
-from deltawire.attempts import Policy, Timeouts
-from deltawire.errors import UpstreamRejected, UpstreamTimeout
+from deltawire.attempts import Policy
 from deltawire.steps import Phase
 from deltawire.transports import TrioTransport
 from test_leaving import (
@@ -27,14 +25,11 @@ from test_leaving import (
     move_clock,
     run,
     seen,
-    transport_for,
     until,
 )
-from test_push import REPLIES, ended
+from test_push import TIMEOUTS, of_either
 from upstream import Gate, Hold, Reply, Upstream
 from wire import parsed
-
-TIMEOUTS: Final = Timeouts(connect=None, first_event=10 * HOUR, idle=HOUR, total=None)
 
 
 @pytest.fixture
@@ -44,7 +39,7 @@ def upstream() -> Iterator[Upstream]:
 
 
 def transport(upstream: Upstream, call: Call[Any], **settings: Any) -> TrioTransport:
-    made = transport_for("trio", upstream, call, **settings)
+    made = of_either("trio", upstream, call, **settings)
     assert isinstance(made, TrioTransport)
     return made
 
@@ -52,40 +47,6 @@ def transport(upstream: Upstream, call: Call[Any], **settings: Any) -> TrioTrans
 async def nothing_happens() -> None:
     for _ in range(20):
         await trio.lowlevel.checkpoint()
-
-
-@pytest.mark.parametrize("client", [None, httpx.AsyncClient])
-@pytest.mark.parametrize("name", REPLIES)
-def test_what_is_pushed_is_what_is_read(name: str, client: Any, upstream: Upstream) -> None:
-    policy = Policy(attempts_per_account=2, trail=HOUR)
-
-    async def read(made: TrioTransport, call: Call[Any]) -> None:
-        async with made.stream_wire(REQUEST) as answer:
-            async for frames in answer:
-                call.outputs.append(frames)
-
-    async def push(made: TrioTransport, call: Call[Any]) -> None:
-        await made.push_wire(REQUEST, call.outputs.append).run()
-
-    async def outcome_of(way: Callable[..., Any]) -> tuple[Any, ...]:
-        upstream.play(REPLIES[name](), Reply(FRAMES))
-        call = Call[Any]()
-        settings = {} if client is None else {"client": client(trust_env=False)}
-        failure: BaseException | None = None
-        async with transport(upstream, call, policy=policy, **settings) as made:
-            try:
-                await way(made, call)
-            except UpstreamRejected as rejected:
-                failure = rejected
-        if client is not None:
-            await settings["client"].aclose()
-        return ended(call, failure)
-
-    async def main() -> None:
-        assert await outcome_of(read) == await outcome_of(push)
-
-    run("trio", main)
-    upstream.wait_closed()
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -165,29 +126,6 @@ def test_what_falls_silent_is_given_up_but_not_while_it_speaks(upstream: Upstrea
     upstream.wait_closed()
 
 
-def test_what_never_begins_is_given_up(upstream: Upstream) -> None:
-    upstream.play(held("silence", Gate()))
-    call = Call[Any]()
-
-    async def main() -> None:
-        async with transport(upstream, call, timeouts=TIMEOUTS) as made:
-
-            async def in_vain() -> None:
-                with pytest.raises(UpstreamTimeout, match="first_event"):
-                    await made.push_wire(REQUEST, call.outputs.append).run()
-
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(in_vain)
-                await until(lambda: call.has_reached("silence", "wire", upstream))
-                await move_clock(9 * HOUR)
-                await nothing_happens()
-                assert call.attempts[0].outcome is None
-                await move_clock(HOUR)
-
-    run("trio", main)
-    upstream.wait_closed()
-
-
 def test_upstream_waits_for_who_takes_it_and_is_not_late_meanwhile(upstream: Upstream) -> None:
     upstream.play(held("middle", gate := Gate()))
     call = Call[Any]()
@@ -221,23 +159,4 @@ def test_upstream_waits_for_who_takes_it_and_is_not_late_meanwhile(upstream: Ups
 
     run("trio", main)
     assert parsed(b"".join(call.outputs))[-1] == "[DONE]"
-    upstream.wait_closed()
-
-
-def test_what_takes_it_may_fail(upstream: Upstream) -> None:
-    upstream.play(held("middle", Gate()))
-    call = Call[Any]()
-
-    def hand_out(frames: bytes) -> None:
-        raise LookupError
-
-    async def main() -> None:
-        async with transport(upstream, call) as made:
-            with pytest.raises(LookupError):
-                await made.push_wire(REQUEST, hand_out).run()
-            await seen(upstream.requests[0].left)
-            await assert_usable(made, upstream)
-
-    run("trio", main)
-    assert call.attempts[0].outcome == "cancelled"
     upstream.wait_closed()
