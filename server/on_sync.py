@@ -86,8 +86,8 @@ class Connection:
             bound_unsent(self._socket, self._service.config.limits.buffer)
             if self._tls is not None:
                 self._shake_hands(self._tls)
-            while (request := self._next_request()) is not None:
-                self._reply(request)
+            while (answer := self._next_answer()) is not None:
+                self._reply(answer)
             self._linger()
         except _Gone:
             self._reset_on_close()
@@ -99,6 +99,11 @@ class Connection:
             self._on_over(self)
 
     # Requests.
+
+    def _next_answer(self) -> Reply | ChatCall | None:
+        """What to say to the next request, which is not kept; None: there is none."""
+        request = self._next_request()
+        return None if request is None else self._service.answer(request, self._peer)
 
     def _next_request(self) -> Request | Refused | None:
         """None: there will be no more."""
@@ -138,8 +143,7 @@ class Connection:
                 else:
                     self._http.receive_eof()
 
-    def _reply(self, request: Request | Refused) -> None:
-        answer = self._service.answer(request, self._peer)
+    def _reply(self, answer: Reply | ChatCall) -> None:
         if isinstance(answer, Reply):
             self._say(partial(self._service.respond, self._http, answer))
             return
@@ -169,7 +173,7 @@ class Connection:
                     self._unwatch()
                     self._say(partial(delivery.completion, completion))
             return
-        with transport.stream_wire(call.chat_request, on_attempt=on_attempt) as answer:
+        with transport.stream_wire(call.take_request(), on_attempt=on_attempt) as answer:
             self._watch(answer, delivery)
             for frames in answer:
                 if not delivery.begun:

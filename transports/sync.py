@@ -188,6 +188,8 @@ class SyncStream(Answer[Out], Generic[Out, Item]):
         line: Line,
     ) -> Generator[Item, None, None]:
         call = begin(line)
+        # It has what was asked, which may be long.
+        del begin
         begun.append(call.exchange)
         try:
             while (out := call.next_output()) is not None:
