@@ -238,14 +238,9 @@ class Item(ABC):
         self.diverged = False
 
     @property
-    def channels(self) -> tuple[Channel, ...]:
-        """What can be received of it."""
-        return ()
-
-    @property
+    @abstractmethod
     def received(self) -> bool:
-        """Whether any text of the item was received."""
-        return any(channel.sent.length for channel in self.channels)
+        """Whether anything of the item was received."""
 
     @abstractmethod
     def agrees(self, snapshot: OutputItem) -> bool:
@@ -263,7 +258,22 @@ class Item(ABC):
         return True
 
 
-class MessageItem(Item):
+class TextItem(Item):
+    """An item that is received as text."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def channels(self) -> tuple[Channel, ...]:
+        """What can be received of it."""
+
+    @property
+    def received(self) -> bool:
+        return any(channel.sent.length for channel in self.channels)
+
+
+class MessageItem(TextItem):
     """An assistant message; `place` is what was before it, as of a `ReasoningItem`."""
 
     __slots__ = ("_refusal", "cited", "place", "text")
@@ -295,7 +305,7 @@ class MessageItem(Item):
         )
 
 
-class ReasoningItem(Item):
+class ReasoningItem(TextItem):
     """Reasoning: raw text, a summary, or both, of which only one is shown.
 
     `place` is what was before it: so much content (code points), so many calls.
@@ -322,7 +332,7 @@ class ReasoningItem(Item):
         )
 
 
-class CallItem(Item):
+class CallItem(TextItem):
     """A function or custom tool call that the client is to run.
 
     `complete` is set once the arguments are whole; `opened` once the client was told of the call;

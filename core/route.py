@@ -23,6 +23,7 @@ all the bytes of a frame. benchmarks/NOTES.md has what else was tried, and the f
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from typing import Final, TypeAlias
@@ -417,11 +418,9 @@ def _read_texts(quoted: list[bytes]) -> tuple[list[str], list[bytes]]:
         texts = _decode_texts(listed)
     except _UNFIT:
         texts = []
-        for each in quoted:
-            try:
-                texts.append(_decode_text(each))
-            except _UNFIT:
-                break
+        with contextlib.suppress(*_UNFIT):
+            # As far as that goes.
+            texts.extend(map(_decode_text, quoted))
         listed = b""
     if "" in texts:
         del texts[texts.index("") :]
