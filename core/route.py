@@ -142,7 +142,8 @@ def learn(line: bytes, payload: bytes, event: StreamEvent) -> Template | None:
 
     `line` is what stands before `payload` in the frame, `event` what the payload was read as.
     """
-    if event.logprobs:
+    # The patterns below keep a place for each character of a text, 140 bytes.
+    if event.logprobs or len(payload) > _MAX_FRAME:
         return None
     slots = []
     for name, pattern, slot in _SLOTS:

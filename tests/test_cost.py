@@ -127,6 +127,20 @@ def test_what_is_kept_of_a_long_event_goes_with_it(method: str) -> None:
     assert kept([*pieces, b'"}\n\n', b"data: {}\n\n"], method) < KEPT
 
 
+@pytest.mark.parametrize("text", [b"x", rb"\n", rb"\u00e9"])
+@pytest.mark.parametrize("method", ["translate", "receive_data"])
+def test_a_long_event_takes_a_few_times_its_own_memory(method: str, text: bytes) -> None:
+    long = b'data: {"type":"response.output_text.delta","delta":"%b"}\n\n' % (text * 100_000)
+    take = getattr(ChatStream(), method)
+    tracemalloc.start()
+    try:
+        take(long)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * len(long)
+
+
 def first_frames(count: int) -> bytes:
     frames = write_frames(Answer(" word" * 9), PRESETS["openai"])
     deltas = [at for at, frame in enumerate(frames) if b'"delta":' in frame]
