@@ -393,7 +393,9 @@ class Route:
         # again.
         before, after, pattern, constants = self._cycle = self._cycle or self._template.cycle
         parts = pattern.split(b"".join((before, window[:size], after)))
-        fitting = all_of_them = len(parts) // 5
+        fitting = len(parts) // 5
+        # What is behind the last that the pattern knows are frames that it does not know.
+        all_of_them = fitting + bool(parts[-1])
         for group, constant in constants:
             column = parts[group::5]
             if column.count(constant) != len(column):

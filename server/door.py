@@ -105,10 +105,11 @@ class Door:
         connection = self._connect(client, peer)
         with self._changed:
             full = len(self._clients) >= self._service.config.limits.connections
-            if not (full or self._closing):
+            closing = self._closing
+            if not (full or closing):
                 self._clients.add(connection)
                 self._service.metrics.connections.inc()
-        if self._closing:
+        if closing:
             client.close()
             return
         if full:

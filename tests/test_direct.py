@@ -466,10 +466,12 @@ def test_a_connection_that_is_not_made_in_time_is_told(loop: str) -> None:
     run(loop, main)
 
 
-def test_a_host_that_cannot_be_is_told(loop: str) -> None:
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_host_that_cannot_be_is_told(loop: str, scheme: str) -> None:
     async def main() -> None:
         # No label of a name is so long.
-        async with KINDS[loop](base_url=f"http://{'a' * 64}.test/v1") as transport:
+        url = f"{scheme}://{'a' * 64}.test/v1"
+        async with KINDS[loop](base_url=url, max_connections=1) as transport:
             for _ in range(2):
                 with pytest.raises(UpstreamUnreachable, match=r"no connection: .*too long"):
                     await ask(transport)

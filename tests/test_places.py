@@ -92,7 +92,7 @@ class Caller:
 
 
 class World:
-    def __init__(self, most: int, most_idle: int | None) -> None:
+    def __init__(self, most: int | None, most_idle: int | None) -> None:
         self.most = most
         self.connections: list[Held] = []
         self.callers: list[Caller] = []
@@ -115,7 +115,7 @@ class World:
         self.callers.append(Caller(self, origin))
 
     def check(self) -> None:
-        assert len(self.connections) <= self.most
+        assert self.most is None or len(self.connections) <= self.most
         assert self.kept == self.places.idle
         assert self.most_idle is None or len(self.kept) <= self.most_idle
         used = [each.connection for each in self.callers if each.connection is not None]
@@ -198,3 +198,31 @@ def test_who_waits_when_all_is_closed_is_told_so() -> None:
         caller.look()
     assert [str(each.error) for each in world.callers[1:]] == [CLOSED] * 2
     assert world.callers[1].error is not world.callers[2].error
+
+
+def test_who_has_waited_longest_stays_first_if_what_it_got_is_gone() -> None:
+    world = World(1, None)
+    for _ in range(3):
+        world.ask(HERE)
+    first, second, third = world.callers
+    first.finish(kept=True)
+    # Upstream closes it on the way to who waits.
+    for connection in world.connections:
+        connection.usable = False
+    second.look()
+    third.look()
+    second.look()
+    assert second.connection is not None
+    assert third.connection is None
+
+
+def test_many_connections_that_are_gone_are_no_depth() -> None:
+    world = World(None, None)
+    for _ in range(2000):
+        world.ask(HERE)
+    for caller in world.callers:
+        caller.finish(kept=True)
+    for connection in world.connections:
+        connection.usable = False
+    world.ask(HERE)
+    assert world.callers[-1].connection is not None

@@ -186,11 +186,17 @@ def test_the_short_way_says_what_the_long_way_says(
 @pytest.mark.parametrize("change", sorted(CHANGES))
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.parametrize("preset", ["openai", "xai", "bedrock"])
-def test_a_frame_that_is_not_quite_like_the_others(preset: str, kind: str, change: str) -> None:
+@pytest.mark.parametrize("place", [6, -1])
+def test_a_frame_that_is_not_quite_like_the_others(
+    place: int, preset: str, kind: str, change: str
+) -> None:
     frames = write_frames(Answer(KINDS[kind](" word" * 12)), PRESETS[preset])
     deltas = [at for at, each in enumerate(frames) if b'"delta":' in each]
-    for at in deltas[6:7]:
+    for at in deltas[place:][:1]:
         frames[at] = CHANGES[change](frames[at])
+        if place == -1:
+            # What comes behind says all of it once more.
+            del frames[at + 1 :]
     data = b"".join(frames)
     check(frames, {})
     check([data], {})

@@ -112,8 +112,7 @@ class AsyncioNetwork(DirectNetwork[AsyncioConnection]):
 
     async def _dial(self, target: Target, limit: float | None) -> AsyncioConnection:
         loop = asyncio.get_running_loop()
-        connection = AsyncioConnection(target.origin, self._tls, self._on_gone)
-        self._connections.add(connection)
+        connection = self._made(AsyncioConnection, target)
         dialing = loop.create_task(_connect(connection))
         self._dialing.add(dialing)
         dialing.add_done_callback(self._dialed)

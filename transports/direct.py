@@ -82,6 +82,17 @@ class DirectNetwork(OwnNetwork[C]):
         self._on_gone = self._forget
         self._release = self._places.release
 
+    def _made(self, kind: type[C], target: Target) -> C:
+        """A connection that is still to be made, for whoever has a place."""
+        try:
+            connection = kind(target.origin, self._tls, self._on_gone)
+        except ValueError as error:
+            # A name that TLS knows for none.
+            self._places.give_back(None)
+            raise no_connection(error) from None
+        self._connections.add(connection)
+        return connection
+
     async def send(self, step: Open, wait: float) -> DirectResponse:
         if self._closed:
             raise LocalProtocolError(CLOSED)

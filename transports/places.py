@@ -82,6 +82,8 @@ class Places(Generic[C]):
         self.idle: list[C] = []
         self._taken = 0
         self._waiting: deque[Waiting[C]] = deque()
+        # Why there are no more.
+        self._closed: str | None = None
 
     async def take(
         self, origin: Origin, wait: Callable[[Waiting[C]], Awaitable[object]]
@@ -124,9 +126,12 @@ class Places(Generic[C]):
         if place is None or place.usable:
             return True
         # Upstream has closed it on the way here.
+        if self._closed is None:
+            waiting.done = False
+            self._waiting.appendleft(waiting)
         place.close()
-        waiting.done = False
-        self._waiting.appendleft(waiting)
+        if self._closed is not None:
+            raise Failed(self._closed)
         self._hand_on()
         return False
 
@@ -138,13 +143,11 @@ class Places(Generic[C]):
         waiting.done = True
 
     def _take_idle(self, origin: Origin) -> C | None:
-        for connection in reversed(self.idle):
-            if connection.origin == origin:
-                self._stop_keeping(connection)
-                if connection.usable:
-                    return connection
-                connection.close()
-                return self._take_idle(origin)
+        for connection in [each for each in reversed(self.idle) if each.origin == origin]:
+            self._stop_keeping(connection)
+            if connection.usable:
+                return connection
+            connection.close()
         return None
 
     def give_back(self, connection: C | None) -> None:
@@ -177,6 +180,7 @@ class Places(Generic[C]):
 
     def close(self, reason: str) -> None:
         """There are no more places for those who wait."""
+        self._closed = reason
         for waiting in self._waiting:
             waiting.give_up(Failed(reason))
         self._waiting.clear()

@@ -108,9 +108,10 @@ class PushedCall(Call[Out]):
         self._over = over
         self._last = self._loop.time()
         self._set_bell()
-        if self._paused is not None:
-            response.pause()
         response.push_to(self)
+        # Not before: to take what has come lets upstream go on.
+        if self._paused is not None and self._pushed is response:
+            response.pause()
         try:
             await over
         except BaseException:

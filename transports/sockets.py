@@ -116,7 +116,9 @@ class SocketConnection:
         try:
             while is_readable(self.peer):
                 # Under TLS there may be something that is for the session alone.
-                if session is None or session.receive_data(self.peer.recv(_READ)):
+                if session is None or not (data := self.peer.recv(_READ)):
+                    return False
+                if session.receive_data(data):
                     return False
                 self.send(session.data_to_send())
                 if session.ended or session.error is not None:

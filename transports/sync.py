@@ -95,8 +95,14 @@ class _Call(Generic[Out]):
     def leave(self) -> None:
         """The caller wants nothing more."""
         self.exchange.leave(_now())
-        while self.next_output() is not None:
-            pass
+        try:
+            while self.next_output() is not None:
+                pass
+        except BaseException:
+            # Interrupted while upstream is drained: then it is hung up on.
+            self.exchange.leave(_now())
+            self.next_output()
+            raise
 
     def _open(self, step: Open) -> Out | None:
         exchange = self.exchange
@@ -357,8 +363,8 @@ class SyncTransport(Transport):
 
     def close(self) -> None:
         """Close the connections that are kept, unless the client is the caller's own."""
-        self._watchdog.close()
         if self._owns_client:
             self._network.close()
             if self._direct is not None:
                 self._direct.close()
+            self._watchdog.close()

@@ -205,8 +205,7 @@ class TrioNetwork(DirectNetwork[TrioConnection]):
         self._expired = trio.Event()
 
     async def _dial(self, target: Target, limit: float | None) -> TrioConnection:
-        connection = TrioConnection(target.origin, self._tls, self._on_gone)
-        self._connections.add(connection)
+        connection = self._made(TrioConnection, target)
         until = math.inf if limit is None else trio.current_time() + limit
         scope = trio.CancelScope(deadline=until)
         self._dialing.add(scope)

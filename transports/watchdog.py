@@ -59,14 +59,14 @@ class Watchdog:
         with self._changed:
             first = min(until, time.monotonic() + watch.patience)
             heapq.heappush(self._heap, (first, next(self._order), watch))
+            self._closed = False
             if self._thread is None:
-                self._closed = False
                 self._thread = threading.Thread(
                     target=self._run, name="deltawire-watchdog", daemon=True
                 )
                 self._thread.start()
             elif self._heap[0][2] is watch:
-                self._changed.notify()
+                self._changed.notify_all()
         return watch
 
     def cancel(self, watch: Watch) -> None:
@@ -83,9 +83,14 @@ class Watchdog:
     def close(self) -> None:
         """End the thread. A later watch starts it again."""
         with self._changed:
-            thread, self._closed = self._thread, True
-            self._changed.notify()
-        if thread is not None:
+            if (thread := self._thread) is None:
+                return
+            self._closed = True
+            self._changed.notify_all()
+            # One that is given something to watch meanwhile goes on.
+            self._changed.wait_for(lambda: self._thread is not thread or not self._closed)
+            ended = self._thread is not thread
+        if ended:
             thread.join()
 
     def _run(self) -> None:
@@ -103,6 +108,7 @@ class Watchdog:
                 else:
                     break
             self._thread = None
+            self._changed.notify_all()
 
     def _look_at(self, watch: Watch, now: float) -> None:
         if watch.peer is None:
