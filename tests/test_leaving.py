@@ -580,6 +580,8 @@ def test_a_call_can_be_cancelled_wherever_it_awaits(
                 # after it was made and before the request is sent, until the client is closed.
                 await anyio.to_thread.run_sync(upstream.wait_closed)
             await assert_usable(transport, upstream)
+        # What a call that was left has sent must not be answered in place of the next one's.
+        await anyio.to_thread.run_sync(upstream.wait_closed)
         return was_cancelled
 
     async def main() -> int:
@@ -749,7 +751,7 @@ def test_a_stream_that_is_left_is_drained_so_that_its_usage_is_known(
             answer = transport.stream(REQUEST)
             async with anyio.create_task_group() as group:
                 group.start_soon(leave_by, leaving, answer)
-                await until(lambda: bool(call.attempts and answer._exchange))
+                await until(lambda: bool(call.attempts and answer._begun))
                 await until(lambda: answer.exchange.phase is Phase.DRAINING)
                 gate.set()
             assert answer.usage is not None
@@ -805,7 +807,7 @@ def test_a_second_cancel_ends_the_draining(upstream: Upstream) -> None:
         async with transport_for("asyncio", upstream, call, Policy(drain=HOUR)) as transport:
             answer = transport.stream(REQUEST)
             task = asyncio.create_task(leave_by("break", answer))
-            await until(lambda: bool(call.attempts and answer._exchange))
+            await until(lambda: bool(call.attempts and answer._begun))
             await until(lambda: answer.exchange.phase is Phase.DRAINING)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -828,7 +830,7 @@ def test_draining_ends_in_time(loop: Loop, upstream: Upstream) -> None:
             answer = transport.stream(REQUEST)
             async with anyio.create_task_group() as group:
                 group.start_soon(leave_by, "break", answer)
-                await until(lambda: bool(call.attempts and answer._exchange))
+                await until(lambda: bool(call.attempts and answer._begun))
                 await until(lambda: answer.exchange.phase is Phase.DRAINING)
                 await move_clock(HOUR)
             await seen(upstream.requests[0].left)

@@ -393,6 +393,8 @@ class Upstream:
         self._tls = tls
         self._scripts: dict[tuple[str | None, str | None], list[Reply]] = {}
         self._open: set[_Connection] = set()
+        # Ports of connections that only say that all before them were accepted.
+        self._markers: set[int] = set()
         self._threads: list[threading.Thread] = []
         self._failures: list[Exception] = []
         self._stopping = False
@@ -438,6 +440,7 @@ class Upstream:
 
     def wait_closed(self, limit: float = LIMIT) -> None:
         """Return when no client has a connection open; AssertionError after `limit` seconds."""
+        self._accept_all()
         with self._changed:
             closed = self._changed.wait_for(lambda: not self._open, limit)
             assert closed, f"{len(self._open)} connections are still open after {limit} s"
@@ -449,12 +452,35 @@ class Upstream:
             assert came, f"{len(self.requests)} requests, not {count}, came in {limit} s"
             return list(self.requests)
 
+    def _accept_all(self) -> None:
+        """Connections that the system has made and nobody has accepted yet are open, too."""
+        with socket.socket() as last:
+            last.bind(("127.0.0.1", 0))
+            port = last.getsockname()[1]
+            with self._changed:
+                self._markers.add(port)
+            last.connect(self.address)
+            with self._changed:
+                came = self._changed.wait_for(lambda: port not in self._markers, LIMIT)
+                assert came, f"not all connections were accepted in {LIMIT} s"
+
+    def _is_marker(self, port: int) -> bool:
+        with self._changed:
+            if port not in self._markers:
+                return False
+            self._markers.remove(port)
+            self._changed.notify_all()
+            return True
+
     def _accept(self) -> None:
         while True:
-            sock, _ = self._listener.accept()
+            sock, address = self._listener.accept()
             if self._stopping:
                 sock.close()
                 return
+            if self._is_marker(address[1]):
+                sock.close()
+                continue
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             secured = sock if self._tls is None else _secured(sock, self._tls)
             if secured is not None:
