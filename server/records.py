@@ -6,6 +6,7 @@ no query, no body.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -49,3 +50,14 @@ class Served(Struct, frozen=True, kw_only=True):
         if not self.attempts or (last := self.attempts[-1]).first_event is None:
             return None
         return last.started - self.attempts[0].started + last.first_event
+
+
+def whole_duration(measured: float, attempts: Sequence[Attempt]) -> float:
+    """Seconds that a request took: those measured, and no fewer than its attempts took.
+
+    They have the clock of the event loop, and uvloop's goes in steps of a millisecond.
+    """
+    if not attempts:
+        return measured
+    last = attempts[-1]
+    return max(measured, last.started - attempts[0].started + (last.duration or 0.0))

@@ -28,7 +28,7 @@ from deltawire.server.framing import Refused
 from deltawire.server.http import HTTPConnection, Phase, Request
 from deltawire.server.ledger import Entry, Ledger
 from deltawire.server.metrics import Metrics
-from deltawire.server.records import LEFT, Served
+from deltawire.server.records import LEFT, Served, whole_duration
 from deltawire.server.settings import Config, Upstream
 from deltawire.transports.settings import Transport
 
@@ -306,7 +306,7 @@ class Serving(Generic[T]):
         service._told(
             Served(
                 time=self._time,
-                duration=over - self._began,
+                duration=whole_duration(over - self._began, self._attempts),
                 request_id=call.request_id,
                 peer=call.peer,
                 method="POST",

@@ -20,7 +20,9 @@ import pytest
 import trustme
 from prometheus_client.parser import text_string_to_metric_families
 
+from deltawire.attempts import Attempt
 from deltawire.server.keys import hash_key
+from deltawire.server.records import whole_duration
 from deltawire.testing import Answer
 from upstream import LIMIT, Gate, Hold, Reply, Upstream, error, stream
 
@@ -176,6 +178,18 @@ def test_each_request_is_a_line_for_people(
     everything = "\n".join(server.said)
     for hidden in (SECRET, CLIENT_KEY, CONTENT, "Hello", "hidden"):
         assert hidden not in everything
+
+
+def test_no_part_of_a_request_takes_longer_than_the_whole() -> None:
+    """The event loop's clock, which attempts have, may go in steps of a millisecond."""
+    first = Attempt(number=1, account="a", model="m", started=7.0, duration=0.001)
+    second = Attempt(number=2, account="b", model="m", started=7.001, duration=0.003)
+    assert whole_duration(0.0029, []) == 0.0029
+    assert whole_duration(0.0009, [first]) == first.duration
+    assert whole_duration(0.0029, [first, second]) == pytest.approx(0.004)
+    assert whole_duration(0.5, [first, second]) == 0.5
+    unsettled = Attempt(number=1, account="a", model="m", started=7.0)
+    assert whole_duration(0.0029, [unsettled]) == 0.0029
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
