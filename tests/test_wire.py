@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deltawire.transports import wire as wires
 from deltawire.transports.wire import MAX_CHUNK_LINE, MAX_HEAD, MAX_TRAILERS, State, Wire
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -190,6 +191,16 @@ def test_what_has_no_body_is_over_with_its_head(status: int) -> None:
 def test_the_end_of_the_connection_is_no_error_after_the_end_of_the_answer() -> None:
     came = read(CHUNKED + b"0\r\n\r\n", eof=True)
     assert came.end == (State.ENDED, "", False)
+
+
+def test_of_the_sizes_of_chunks_few_are_remembered() -> None:
+    wire, longest = asked(), 3 * wires._MAX_SIZES // 2
+    wire.receive_data(CHUNKED)
+    for size in range(1, longest, 3):
+        data = [b"x" * each for each in range(size, size + 3)]
+        chunks = [b"%x\r\n%b\r\n" % (len(each), each) for each in data]
+        assert wire.receive_data(b"".join(chunks)) == b"".join(data)
+    assert 0 < len(wires._SIZES) <= wires._MAX_SIZES + 3
 
 
 # What is not put up with.

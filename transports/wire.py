@@ -45,8 +45,13 @@ MAX_TRAILERS: Final = 16 * 1024
 
 # Whole lines only, within MAX_CHUNK_LINE. A line that is no match is looked at again, to say why.
 _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]{0,16}(?:;[^\r\n]{0,4000})?\r\n")
+# A pattern splits twice as fast as `bytes` by more than one byte.
+_CRLF: Final = re.compile(rb"\r\n")
 _HEXADECIMAL: Final = b"0123456789ABCDEFabcdef"
 _BODILESS: Final = frozenset({204, 304})
+# Sizes of chunks that were read, but for 0, as they were written.
+_SIZES: Final[dict[bytes, int]] = {}
+_MAX_SIZES: Final = 4096
 
 
 @direct
@@ -326,20 +331,25 @@ def _whole_chunks(data: bytes) -> tuple[list[bytes], int]:
     """
     # Between two line ends is a size and then its data, as long as that has the length; where there
     # is a line end in the data it has not.
-    parts = data.split(b"\r\n")
-    chunks = parts[1:-1:2]
-    lines = parts[: 2 * len(chunks) : 2]
-    if len(chunks) < 2 or len(max(lines, key=len)) > 16 or b"".join(lines).strip(_HEXADECIMAL):
-        return [], 0
-    try:
-        sizes = [int(line, 16) for line in lines]
-    except ValueError:
-        return [], 0
-    if 0 in sizes or sizes != list(map(len, chunks)):
-        pairs = enumerate(zip(sizes, chunks, strict=True))
-        fitting = next(at for at, (size, chunk) in pairs if not size or size != len(chunk))
-        del chunks[fitting:], lines[fitting:]
-    return chunks, sum(map(len, chunks)) + sum(map(len, lines)) + 4 * len(chunks)
+    *parts, rest = _CRLF.split(data)
+    if len(parts) % 2:
+        rest = parts.pop() + b"\r\n" + rest
+    lines, chunks = parts[::2], parts[1::2]
+    # To look a size up takes a third of reading it.
+    sizes = list(map(_SIZES.get, lines))
+    lengths = list(map(len, chunks))
+    if sizes == lengths:
+        return chunks, len(data) - len(rest)
+    if len(_SIZES) > _MAX_SIZES:
+        _SIZES.clear()
+    taken = 0
+    for at, (line, length) in enumerate(zip(lines, lengths, strict=True)):
+        digits = 0 < len(line) <= 16 and not line.strip(_HEXADECIMAL)
+        if not (digits and length) or int(line, 16) != length:
+            return chunks[:at], taken
+        taken += len(line) + length + 4
+        _SIZES[line] = length
+    return chunks, taken
 
 
 def wire_for(target: Target, request: UpstreamRequest) -> Wire:
