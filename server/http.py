@@ -366,18 +366,30 @@ class HTTPConnection:
         fields = self._fields(headers)
         try:
             lines = b"".join([_line(name, value) for name, value in fields])
-            response = _bare_head(status, self.keep_alive)
+            head, self._ending, kept = self._around(status)
         except (h11.LocalProtocolError, UnicodeEncodeError):
             raise LocalProtocolError(_unsendable(status, fields)) from None
-        data = self.data_to_send() + self._send(response)[:-2] + lines + b"\r\n"
         if self._is_head or status in _BODILESS:
             self._framing = _Framing.NONE
         else:
             self._framing = _Framing.CLOSE if self._is_old else _Framing.CHUNKED
-        self._ending = self._send(h11.EndOfMessage())
-        self.keep_alive = self.keep_alive and self._parser.our_state is h11.DONE
+        self.keep_alive = self.keep_alive and kept
         self._h11 = None
-        return data
+        return self.data_to_send() + head + lines + b"\r\n"
+
+    def _around(self, status: int) -> tuple[bytes, bytes, bool]:
+        """What h11 writes before the lines of a streamed answer, what at its end, and whether the
+        connection may be kept.
+        """
+        parser = self._parser
+        key = status, self.keep_alive, self._is_head, self._is_old, parser.their_state
+        around = _AROUND.get(key)
+        if around is None:
+            head = parser.send(_head(status, [] if self.keep_alive else [("connection", "close")]))
+            ending = parser.send(h11.EndOfMessage())
+            assert head is not None
+            around = _AROUND[key] = head[:-2], ending or b"", parser.our_state is h11.DONE
+        return around
 
     def frame(self, data: bytes) -> bytes:
         """A piece of the body as it goes over the wire; nothing for nothing."""
@@ -446,11 +458,9 @@ def _head(status: int, fields: list[tuple[str, str]]) -> h11.Response:
     return h11.Response(status_code=status, headers=fields, reason=_REASONS.get(status, ""))
 
 
-# To look at each field takes h11 5 us, and most are the same in every answer: of a streamed one h11
-# is told no more than it has to know.
-@functools.lru_cache
-def _bare_head(status: int, keep_alive: bool) -> h11.Response:
-    return _head(status, [] if keep_alive else [("connection", "close")])
+# To look at each field takes h11 5 us, and to write the head of an answer and its end 25, though of
+# a streamed one they are the same but for the fields that it does not have to know.
+_AROUND: Final[dict[tuple[object, ...], tuple[bytes, bytes, bool]]] = {}
 
 
 @functools.lru_cache
