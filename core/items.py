@@ -481,7 +481,10 @@ class Family(Generic[I]):
     def _find(self, name: _Name) -> I | None:
         if self._known is not None:
             return self._known.get(name)
-        return next((item for item in self.items if name in _names_of(item)), None)
+        for item in self.items:
+            if name in (item.id, item.index) or name == (item.call_id,):
+                return item
+        return None
 
     def register(
         self, item: I, item_id: str | None, index: int | None, call_id: str | None
@@ -589,6 +592,8 @@ class Family(Generic[I]):
         agreement in order, and by mere resemblance in order. What is not found is a new item.
         """
         found: dict[int, I] = {}
+        if not snapshots:
+            return found
         claimed: set[I] = set()
         for position, snapshot in snapshots.items():
             named = self.named(snapshot.id, snapshot.call_id)

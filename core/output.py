@@ -459,29 +459,45 @@ class Output:
 
     def _state_message(self, message: MessageItem, snapshot: OutputItem) -> None:
         texts, refusals = list(texts_of(snapshot)), list(refusals_of(snapshot))
-        parts = [part for part in snapshot.content or () if part.text is not None]
-        logprobs = shapes.logprobs([entry for part in parts for entry in part.logprobs or ()])
-        missing = logprobs[message.text.logprobs :]
         if texts:
             self._state_all(message.text, texts)
-        if missing and message.text.sink is Sink.CONTENT and not message.done:
-            self._count_logprobs(message.text, message.text.last(), missing)
-            self._writer.logprobs(missing)
+        logprobs = [] if message.done else self._missing_logprobs(message.text, snapshot)
+        if logprobs:
+            self._count_logprobs(message.text, message.text.last(), logprobs)
+            self._writer.logprobs(logprobs)
         if refusals:
             self._state_all(message.refusal, refusals)
-        known = Counter(message.cited)
-        # Parts that are stated to be empty may never have been received as parts.
-        received = deque(part for part in message.text.parts.values() if part.sent.length)
-        end = received[0].offset if received else self._content_length
-        for stated in parts if not message.done else ():
-            part = received.popleft() if stated.text and received else None
-            offset = end if part is None else part.offset
-            end = offset if part is None else offset + part.sent.length
-            self._cite(message, offset, stated.annotations or [], known)
+        if not message.done:
+            self._state_citations(message, snapshot)
         self._writer.release()
         if message.text.sink is Sink.REASONING:
             self._tell(message, snapshot, texts=texts, phase="commentary")
         self._messages.finish(message, stated=bool(texts or refusals))
+
+    def _missing_logprobs(self, channel: Channel, snapshot: OutputItem) -> list[TokenLogprob]:
+        if channel.sink is not Sink.CONTENT:
+            return []
+        given = [
+            entry
+            for part in snapshot.content or ()
+            if part.text is not None
+            for entry in part.logprobs or ()
+        ]
+        return shapes.logprobs(given)[channel.logprobs :]
+
+    def _state_citations(self, message: MessageItem, snapshot: OutputItem) -> None:
+        parts = [part for part in snapshot.content or () if part.text is not None]
+        if not any(part.annotations for part in parts):
+            return
+        known = Counter(message.cited)
+        # Parts that are stated to be empty may never have been received as parts.
+        received = deque(part for part in message.text.parts.values() if part.sent.length)
+        end = received[0].offset if received else self._content_length
+        for stated in parts:
+            part = received.popleft() if stated.text and received else None
+            offset = end if part is None else part.offset
+            end = offset if part is None else offset + part.sent.length
+            self._cite(message, offset, stated.annotations or [], known)
 
     # Reasoning.
 

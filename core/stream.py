@@ -376,7 +376,11 @@ class ChatStream:
         self._check_open()
         if self._held is not None:
             data = self._release() + data
-        elif data.endswith(b"\n\n") and data.count(b"\n") <= 3 and _CR not in data:
+        elif (
+            data.endswith(b"\n\n")
+            and data.find(b"\n", data.find(b"\n") + 1) >= len(data) - 2
+            and _CR not in data
+        ):
             # One event, which does not take the route: that was tried. To look for pairs of line
             # ends in a large one costs as much as to read it.
             yield [], [], self._receive_plainly(data)
