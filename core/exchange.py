@@ -106,7 +106,6 @@ class Exchange(Generic[Out]):
         "_model",
         "_on_attempt",
         "_patience",
-        "_phase",
         "_policy",
         "_pool",
         "_rendering",
@@ -121,6 +120,7 @@ class Exchange(Generic[Out]):
         "_upcoming",
         "_verdict",
         "attempts",
+        "phase",
         "step",
     )
 
@@ -187,16 +187,12 @@ class Exchange(Generic[Out]):
         self._left = False
         self._verdict: Verdict | None = None
         self._empty_answer: tuple[Rendering[Out], Machine, Out] | None = None
-        self._phase = Phase.WAITING
+        self.phase = Phase.WAITING
+        """Where the exchange is."""
         self._find_account(now)
         self._go_on(now)
 
     # What can be read at any time.
-
-    @property
-    def phase(self) -> Phase:
-        """Where the exchange is."""
-        return self._phase
 
     @property
     def report(self) -> list[ReportEntry]:
@@ -222,8 +218,12 @@ class Exchange(Generic[Out]):
     @property
     def finished(self) -> bool:
         """Whether all that is to be handed out was; what is left is to give the connection back."""
-        return self._phase in (Phase.TRAILING, Phase.ENDED) or (
-            self._phase is Phase.CLOSING and self._upcoming is None
+        phase = self.phase
+        if phase is Phase.STREAMING:
+            # As for every piece of every answer.
+            return False
+        return phase in (Phase.TRAILING, Phase.ENDED) or (
+            phase is Phase.CLOSING and self._upcoming is None
         )
 
     @property
@@ -257,7 +257,7 @@ class Exchange(Generic[Out]):
 
     def deadline(self, now: float) -> float:
         """Until when the present step may take, if it begins now; `inf`: as long as it likes."""
-        if self._phase is Phase.STREAMING and not self._silent:
+        if self.phase is Phase.STREAMING and not self._silent:
             # From now, not from the last bytes: a caller may take its time with what it was given.
             return min(now + self._idle, self._total)
         return self.limit
@@ -287,7 +287,7 @@ class Exchange(Generic[Out]):
     def receive_data(self, data: bytes, now: float) -> Out | None:
         """Bytes of the body."""
         stream, answer = self._stream, self._answer
-        if self._phase is not Phase.STREAMING or stream is None or answer is None:
+        if self.phase is not Phase.STREAMING or stream is None or answer is None:
             return self._receive_other_data(data, now)
         out = answer.receive_data(data)
         if self._silent:
@@ -307,21 +307,21 @@ class Exchange(Generic[Out]):
     def receive_eof(self, now: float) -> Out | None:
         """The end of the body."""
         self._expect(*READING)
-        if self._phase is Phase.STREAMING and self._answer is not None:
+        if self.phase is Phase.STREAMING and self._answer is not None:
             return self._finish(self._answer.receive_eof(), now)
         return self._end_other(now)
 
     def receive_break(self, reason: str, now: float) -> Out | None:
         """There is no connection, or it broke. `reason` is for people."""
         self._expect(Phase.OPENING, *READING)
-        if self._phase is Phase.OPENING:
+        if self.phase is Phase.OPENING:
             return self._not_reached(reason, rejection.UNREACHABLE, now)
         return self._break_off(f"the upstream's answer broke off: {reason}", None, now)
 
     def receive_timeout(self, now: float, reason: str | None = None) -> Out | None:
         """The deadline passed; `reason`, for people, where it is one that only the caller knows."""
         self._expect(Phase.OPENING, *READING)
-        if self._phase is Phase.OPENING:
+        if self.phase is Phase.OPENING:
             return self._not_reached(reason or self._lateness(now), rejection.TIMEOUT, now)
         return self._break_off(self._lateness(now), rejection.TIMEOUT, now)
 
@@ -331,15 +331,15 @@ class Exchange(Generic[Out]):
         if not self.finished:
             self._verdict = None
         self._upcoming = None
-        if self._phase is Phase.WAITING:
+        if self.phase is Phase.WAITING:
             self._advance(Signal.OVER)
-        elif self._phase is Phase.STREAMING and self._policy.drain > 0:
+        elif self.phase is Phase.STREAMING and self._policy.drain > 0:
             self._limit = now + self._policy.drain
             self._advance(Signal.LEFT)
-        elif self._phase in (Phase.OPENING, Phase.STREAMING, Phase.REFUSED, Phase.DRAINING):
+        elif self.phase in (Phase.OPENING, Phase.STREAMING, Phase.REFUSED, Phase.DRAINING):
             self._settle("cancelled", now)
             self._advance(Signal.SETTLED)
-        elif self._phase is Phase.TRAILING:
+        elif self.phase is Phase.TRAILING:
             self._advance(Signal.SETTLED)
 
     def closed(self, now: float) -> None:
@@ -477,12 +477,12 @@ class Exchange(Generic[Out]):
 
     def _receive_other_data(self, data: bytes, now: float) -> Out | None:
         self._expect(*READING)
-        if self._phase is Phase.REFUSED:
+        if self.phase is Phase.REFUSED:
             room = rejection.MAX_ERROR_BODY - len(self._error_body)
             self._error_body += data[:room]
             if len(data) >= room:
                 return self._reject(now)
-        elif self._phase is Phase.DRAINING and self._stream is not None:
+        elif self.phase is Phase.DRAINING and self._stream is not None:
             self._stream.translate(data)
             if self._stream.end is not None:
                 self._end_other(now)
@@ -490,9 +490,9 @@ class Exchange(Generic[Out]):
 
     def _end_other(self, now: float) -> Out | None:
         """The body of an answer ended, or is wanted no longer, that is not handed out."""
-        if self._phase is Phase.REFUSED:
+        if self.phase is Phase.REFUSED:
             return self._reject(now)
-        if self._phase is Phase.DRAINING and self._stream is not None:
+        if self.phase is Phase.DRAINING and self._stream is not None:
             # A last event without its blank line, or a body that is no stream, ends here.
             self._stream.translate_eof()
             self._settle("cancelled", now)
@@ -519,7 +519,7 @@ class Exchange(Generic[Out]):
         return self._fail("unreachable", verdict, now)
 
     def _break_off(self, reason: str, code: str | None, now: float) -> Out | None:
-        if self._phase is Phase.STREAMING and self._answer is not None:
+        if self.phase is Phase.STREAMING and self._answer is not None:
             failure = Failure(reason, type=shapes.UPSTREAM_ERROR, code=code or shapes.TRUNCATED)
             return self._finish(self._answer.receive_break(failure), now)
         return self._end_other(now)
@@ -585,18 +585,18 @@ class Exchange(Generic[Out]):
         return out
 
     def _advance(self, signal: Signal) -> None:
-        self._phase = TRANSITIONS[self._phase][signal]
-        if self._phase in READING:
+        self.phase = TRANSITIONS[self.phase][signal]
+        if self.phase in READING:
             self.step = READ
-        elif self._phase is Phase.CLOSING:
+        elif self.phase is Phase.CLOSING:
             self.step = CLOSE
-        elif self._phase is Phase.ENDED:
+        elif self.phase is Phase.ENDED:
             self.step = ENDED
 
     def _expect(self, *phases: Phase) -> None:
-        if self._phase not in phases:
+        if self.phase not in phases:
             raise LocalProtocolError(
-                f"this report does not fit an exchange that is {self._phase.value}"
+                f"this report does not fit an exchange that is {self.phase.value}"
             )
 
     def _asked(self) -> Call:

@@ -40,6 +40,7 @@ class Delivery:
     __slots__ = (
         "_call",
         "_connection",
+        "_ping",
         "_settings",
         "begun",
         "due",
@@ -55,6 +56,7 @@ class Delivery:
         self._connection = connection
         self._call = call
         self._settings = settings
+        self._ping = math.inf if settings.ping is None else settings.ping
         self.begun = False
         """Whether the client was told a status."""
         silent = settings.grace if call.streamed or settings.ping_json else None
@@ -71,10 +73,13 @@ class Delivery:
 
     def frames(self, frames: bytes, now: float, *, last: bool) -> bytes:
         """A piece of a stream; `last`: nothing follows it."""
-        head = self._begin()
-        self.due = self._next_ping(now)
-        # Those of an upstream that is relayed may have more lines than one.
-        self.events += frames.count(b"\n\n")
+        head = b"" if self.begun else self._begin()
+        self.due = now + self._ping
+        if self._call.upstream.api == "chat":
+            # As they came; they may have more lines than one.
+            self.events += frames.count(b"\n\n")
+        else:
+            self.events += frames.count(b"\n") // 2
         return head + (self._end(frames) if last else self._connection.frame(frames))
 
     def completion(self, completion: ChatCompletion) -> bytes:
@@ -92,20 +97,15 @@ class Delivery:
 
     def silence(self, now: float) -> bytes:
         """A sign of life, once `due` has passed."""
-        head = self._begin()
-        self.due = self._next_ping(now)
+        head = b"" if self.begun else self._begin()
+        self.due = now + self._ping
         return head + self._connection.frame(PING if self._call.streamed else _BLANK)
 
     def wait_on(self, now: float) -> None:
         """It is no silence: the client has not read what was said."""
-        self.due = self._next_ping(now)
-
-    def _next_ping(self, now: float) -> float:
-        return math.inf if self._settings.ping is None else now + self._settings.ping
+        self.due = now + self._ping
 
     def _begin(self) -> bytes:
-        if self.begun:
-            return b""
         self.begun = True
         headers = _STREAM_HEADERS if self._call.streamed else _JSON_HEADERS
         return self._connection.begin(200, [*headers, *self._own_headers()])

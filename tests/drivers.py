@@ -94,7 +94,7 @@ class _Reader(Generic[Item]):
 
     def end(self, answer: Answer[Any]) -> Result[Item]:
         # The exchange is there once the request was found to be one that can be sent.
-        if answer._exchange is not None:
+        if answer._begun:
             self.result.attempts = answer.attempts
             self.result.usage = answer.usage
             self.result.report = answer.report

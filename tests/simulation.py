@@ -172,7 +172,7 @@ class Watched(Exchange[Out]):
     def _advance(self, signal: Signal) -> None:
         if not hasattr(self, "passed"):
             self.passed = []
-        self.passed.append((self._phase, signal, TRANSITIONS[self._phase][signal]))
+        self.passed.append((self.phase, signal, TRANSITIONS[self.phase][signal]))
         super()._advance(signal)
 
 

@@ -27,15 +27,11 @@ class Answer(Generic[Out]):
         self._begun: list[Exchange[Out]] = []
 
     @property
-    def _exchange(self) -> Exchange[Out] | None:
-        return self._begun[0] if self._begun else None
-
-    @property
     def exchange(self) -> Exchange[Out]:
         """The exchange behind it. Raises LocalProtocolError before anything was asked for."""
-        if self._exchange is None:
+        if not self._begun:
             raise LocalProtocolError("nothing was asked for yet: iterate over the stream first")
-        return self._exchange
+        return self._begun[0]
 
     @property
     def attempts(self) -> list[Attempt]:
