@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -26,6 +26,8 @@ from deltawire.server.records import Served
 
 if TYPE_CHECKING:
     from deltawire.server.ledger import Health
+
+M = TypeVar("M", Counter, Histogram)
 
 # Models think before the first event, and answer for minutes.
 _FIRST: Final = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
@@ -100,6 +102,7 @@ class Metrics:
             multiprocess_mode="livesum",
             registry=registry,
         )
+        self._children: dict[tuple[object, tuple[str, ...]], object] = {}
         self._ledger = ledger
         if ledger is not None:
             self._ledger_ok = Gauge(
@@ -120,21 +123,28 @@ class Metrics:
         """Take in a request that is over."""
         if self._shared:
             self._ask_ledger()
-        self._requests.labels(route_of(served.path), str(served.status)).inc()
+        self._labelled(self._requests, route_of(served.path), str(served.status)).inc()
         if served.call is None:
             return
         upstream = served.call.upstream.name
-        self._duration.labels(upstream).observe(served.duration)
+        self._labelled(self._duration, upstream).observe(served.duration)
         if served.first_event is not None:
-            self._first_event.labels(upstream).observe(served.first_event)
+            self._labelled(self._first_event, upstream).observe(served.first_event)
         if served.events:
-            self._events.labels(upstream).inc(served.events)
+            self._labelled(self._events, upstream).inc(served.events)
         if served.left:
-            self._left.labels(upstream).inc()
+            self._labelled(self._left, upstream).inc()
         for attempt in served.attempts:
-            self._attempts.labels(upstream, attempt.outcome or "unknown").inc()
+            self._labelled(self._attempts, upstream, attempt.outcome or "unknown").inc()
             if attempt.usage is not None:
                 self._count_tokens(upstream, attempt.usage)
+
+    def _labelled(self, metric: M, *labels: str) -> M:
+        """The metric with these labels; the library takes 2 us to look it up, and checks them."""
+        child = self._children.get((metric, labels))
+        if child is None:
+            child = self._children[metric, labels] = metric.labels(*labels)
+        return cast(M, child)
 
     def _count_tokens(self, upstream: str, usage: Usage) -> None:
         prompt, completion = usage.prompt_tokens_details, usage.completion_tokens_details
@@ -146,7 +156,7 @@ class Metrics:
         ):
             # A counter takes nothing below 0, which an upstream may say.
             if tokens and tokens > 0:
-                self._tokens.labels(upstream, kind).inc(tokens)
+                self._labelled(self._tokens, upstream, kind).inc(tokens)
 
     def _ask_ledger(self) -> None:
         if self._ledger is not None:
