@@ -243,11 +243,13 @@ def _reader(template: Template, tally: Tally, limit: int) -> Callable[[bytes], s
         past_behind: bytes = template.behind.past,
         between: bytes = template.between,
         last: bytes = template.last.chars,
+        padded: bool = template.last is _PADDING,
         least_last: bytes = template.last.least,
         past_last: bytes = template.last.past,
         end: bytes = template.end,
         limit: int = limit,
         tally: Tally = tally,
+        texts: list[str] = tally.texts,
     ) -> str:
         opened = frame.removeprefix(head)
         if opened is frame:
@@ -257,11 +259,15 @@ def _reader(template: Template, tally: Tally, limit: int) -> Callable[[bytes], s
         second = first.lstrip(behind)
         third = second.removeprefix(between)
         if (
-            third.lstrip(last) != end
+            # The one takes half of the other, and is for most streams.
+            not (
+                (padding := third.removesuffix(end)) is not third and padding.isalnum()
+                if padded
+                else third.lstrip(last) == end and least_last <= third < past_last
+            )
             or first is rest
             or third is second
             or not least_behind <= first < past_behind
-            or not least_last <= third < past_last
             # White space that JSON allows around a string may be the end of a line.
             or quoted.strip() is not quoted
             or len(frame) > limit
@@ -271,7 +277,6 @@ def _reader(template: Template, tally: Tally, limit: int) -> Callable[[bytes], s
             text = _decode_text(quoted)
         except _UNFIT:
             return ""
-        texts = tally.texts
         texts.append(text)
         if len(texts) == _MAX_UNSETTLED:
             tally.settle()
@@ -293,11 +298,13 @@ def _counted_first_reader(template: Template, tally: Tally, limit: int) -> Calla
         key: bytes = template.key,
         middle: bytes = template.middle,
         behind: bytes = template.behind.chars,
+        padded: bool = template.behind is _PADDING,
         least_behind: bytes = template.behind.least,
         past_behind: bytes = template.behind.past,
         end: bytes = template.end,
         limit: int = limit,
         tally: Tally = tally,
+        texts: list[str] = tally.texts,
     ) -> str:
         number = frame.removeprefix(lead)
         behind_number = number.lstrip(ahead)
@@ -307,10 +314,13 @@ def _counted_first_reader(template: Template, tally: Tally, limit: int) -> Calla
         quoted, _, rest = opened.partition(key)
         first = rest.removeprefix(middle)
         if (
-            first.lstrip(behind) != end
+            not (
+                (padding := first.removesuffix(end)) is not first and padding.isalnum()
+                if padded
+                else first.lstrip(behind) == end and least_behind <= first < past_behind
+            )
             or first is rest
             or not least_ahead <= number < past_ahead
-            or not least_behind <= first < past_behind
             or quoted.strip() is not quoted
             or len(frame) > limit
         ):
@@ -319,7 +329,6 @@ def _counted_first_reader(template: Template, tally: Tally, limit: int) -> Calla
             text = _decode_text(quoted)
         except _UNFIT:
             return ""
-        texts = tally.texts
         texts.append(text)
         if len(texts) == _MAX_UNSETTLED:
             tally.settle()
