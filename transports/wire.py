@@ -147,12 +147,9 @@ class Wire:
         if self._in_chunks:
             if self._left == _SIZE and not self._held:
                 # One whole chunk, as most reads are; the rest is for all others.
-                line = _CHUNK_LINE.match(data)
-                if line is not None:
-                    begin = line.end()
-                    end = begin + int(line[1], 16)
-                    if begin < end == len(data) - 2 and data.endswith(b"\r\n"):
-                        return data[begin:end]
+                line, _, rest = data.partition(b"\r\n")
+                if len(rest) - 2 == _SIZES.get(line) and rest.endswith(b"\r\n"):
+                    return rest[:-2]
             return self._receive_chunks(data)
         if self.state is State.HEAD:
             return self._receive_head(data)
