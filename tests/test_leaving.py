@@ -36,6 +36,7 @@ from hypothesis import strategies as st
 from deltawire import ChatStream
 from deltawire.accounts import Account, AccountPool, Health
 from deltawire.attempts import Attempt, Policy, Timeouts
+from deltawire.errors import UpstreamTimeout
 from deltawire.steps import Phase
 from deltawire.testing import Answer, expected, write_frames
 from deltawire.transports import AsyncioTransport, SyncTransport, TrioTransport
@@ -975,18 +976,14 @@ class Stop(BaseException):
     """What is raised out of a call that blocks, as KeyboardInterrupt is."""
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("point", ["head", "silence", "middle"])
-def test_a_signal_ends_a_call_that_blocks(
-    point: Point, kind: Kind, blocking: tuple[SyncTransport, Call[Any]], upstream: Upstream
-) -> None:
-    transport, call = blocking
-    upstream.play(held(point, Gate()))
-    stopped = threading.Event()
+@contextlib.contextmanager
+def stopped(upstream: Upstream, reached: Callable[[], bool]) -> Iterator[None]:
+    """Stop is raised in this thread once it blocks in a read and that point is reached."""
+    done = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if not stopped.is_set():
-            stopped.set()
+        if not done.is_set():
+            done.set()
             raise Stop
 
     main = threading.main_thread().ident
@@ -994,12 +991,10 @@ def test_a_signal_ends_a_call_that_blocks(
 
     def watch() -> None:
         upstream.wait_for_requests(1)
-        while not _reads_in(sys._current_frames()[main]) or not call.has_reached(
-            point, kind, upstream
-        ):
+        while not _reads_in(sys._current_frames()[main]) or not reached():
             pass
         # One that comes just before the system call does not end it.
-        while not stopped.wait(0.01):
+        while not done.wait(0.01):
             signal.pthread_kill(main, signal.SIGUSR1)
 
     before = signal.signal(signal.SIGUSR1, stop)
@@ -1007,13 +1002,68 @@ def test_a_signal_ends_a_call_that_blocks(
     watcher.start()
     try:
         with pytest.raises(Stop):
-            read_by(transport, kind, call.outputs)
+            yield
     finally:
         watcher.join()
         signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("point", ["head", "silence", "middle"])
+def test_a_signal_ends_a_call_that_blocks(
+    point: Point, kind: Kind, blocking: tuple[SyncTransport, Call[Any]], upstream: Upstream
+) -> None:
+    transport, call = blocking
+    upstream.play(held(point, Gate()))
+    with stopped(upstream, lambda: call.has_reached(point, kind, upstream)):
+        read_by(transport, kind, call.outputs)
     assert upstream.requests[0].left.wait(LIMIT)
     assert_left(call, point, upstream)
     assert_usable_still(transport, upstream)
+
+
+def test_a_signal_ends_the_draining_and_gives_the_connection_s_place_back(
+    upstream: Upstream,
+) -> None:
+    upstream.play(held("middle", Gate()))
+    call = Call[Any]()
+    with SyncTransport(
+        base_url=upstream.base_url,
+        policy=Policy(drain=HOUR),
+        timeouts=NO_TIMEOUTS,
+        max_connections=1,
+        on_attempt=call.on_attempt,
+        verify=False,
+    ) as transport:
+        answer = transport.stream(REQUEST)
+        with stopped(upstream, lambda: answer.exchange.phase is Phase.DRAINING), answer:
+            next(answer)
+        assert upstream.requests[0].left.wait(LIMIT)
+        assert_left(call, "middle", upstream)
+        assert_usable_still(transport, upstream)
+    upstream.wait_closed()
+
+
+def test_deadlines_of_a_caller_s_own_client_are_kept_past_the_transport_s_end(
+    upstream: Upstream,
+) -> None:
+    upstream.play(held("middle", Gate()))
+    with httpx.Client(verify=False, trust_env=False) as client:
+        transport = SyncTransport(
+            base_url=upstream.base_url,
+            client=client,
+            timeouts=Timeouts(connect=None, first_event=None, idle=0.2, total=None),
+        )
+        answer = transport.stream(REQUEST)
+
+        def read_past_the_end() -> None:
+            next(answer)
+            transport.close()
+            list(answer)
+
+        with pytest.raises(UpstreamTimeout):
+            read_past_the_end()
+    upstream.wait_closed()
 
 
 def _reads_in(frame: FrameType) -> bool:

@@ -14,6 +14,7 @@ import pytest
 from deltawire.attempts import Policy, Timeouts
 from deltawire.errors import UpstreamRejected, UpstreamTimeout
 from deltawire.steps import Phase
+from deltawire.testing import Answer, expected, write_frames
 from deltawire.transports import AsyncioTransport, TrioTransport
 from deltawire.transports.push import PushedStream
 from test_leaving import (
@@ -240,6 +241,33 @@ def test_nothing_is_late_while_upstream_is_to_wait(upstream: Upstream) -> None:
 
     run("asyncio", main)
     assert parsed(b"".join(call.outputs))[-1] == "[DONE]"
+    upstream.wait_closed()
+
+
+def test_what_is_to_wait_before_it_begins_waits(upstream: Upstream) -> None:
+    answer = Answer(" word" * 20_000)
+    upstream.play(Reply(tuple(write_frames(answer))))
+    call = Call[Any]()
+
+    async def main() -> None:
+        async with transport(upstream, call) as made:
+            stream = push(made, call)
+            stream.pause()
+            task = asyncio.create_task(stream.run())
+            await until(lambda: stream._call is not None and stream._call._pushed is not None)
+            assert stream._call is not None
+            assert stream._call._pushed is not None
+            connection = stream._call._pushed._connection._transport
+            assert isinstance(connection, asyncio.ReadTransport)
+            assert not connection.is_reading()
+            stream.resume()
+            await task
+
+    run("asyncio", main)
+    *chunks, end = parsed(b"".join(call.outputs))
+    deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
+    assert "".join(delta.get("content") or "" for delta in deltas) == expected(answer).content
+    assert end == "[DONE]"
     upstream.wait_closed()
 
 
