@@ -37,6 +37,7 @@ _BOUNDARY: Final = re.compile(rb"(?:\r\n|\n|\r(?=[^\n])){2}")
 # As compact writers and as Python's have it.
 _NO_FINISH: Final = (b'"finish_reason":null', b'"finish_reason": null')
 _CUT_SHORT: Final = frozenset({"length", "content_filter"})
+_BLANK_LINE: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}\Z")
 _DONE: Final = b"[DONE]"
 _LF: Final = ord("\n")
 _CR: Final = ord("\r")
@@ -309,7 +310,7 @@ class ChatRelay:
         return out
 
     def _receive_rest(self, rest: bytes, broken: Failure | None) -> bytes:
-        """What is left without the blank line that ends an event; relays are known to drop it."""
+        """What is left has no blank line at its end; upstreams are known to drop the last one."""
         found = [*self._decoder.receive_data(rest), *self._decoder.receive_eof()]
         readable = not rest.strip()
         for sse in found:
@@ -323,7 +324,7 @@ class ChatRelay:
                 self._fail(broken or _truncated(self._how_it_ended(rest)))
         if self.end is State.FAILED:
             return b""
-        return self._handed_out([*self._take_held(), *([rest] if readable else [])])
+        return self._handed_out([*self._take_held(), *([_ended(rest)] if readable else [])])
 
     def _receive_body(self, body: bytes, broken: Failure | None) -> bytes:
         value = chat_input.decoded(body)
@@ -380,6 +381,13 @@ class ChatRelay:
         self._advance(signal)
         self.end = self.state
         self._no_finish = b""
+
+
+def _ended(event: bytes) -> bytes:
+    """The event with the blank line without which no client reads it."""
+    if not event.strip() or _BLANK_LINE.search(event):
+        return event
+    return event + (b"\n" if event.endswith(b"\n") else b"\n\n")
 
 
 def _begins(body: bytes, secrets: tuple[str, ...]) -> str:
