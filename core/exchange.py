@@ -220,7 +220,7 @@ class Exchange(Generic[Out]):
         """Whether all that is to be handed out was; what is left is to give the connection back."""
         phase = self.phase
         if phase is Phase.STREAMING:
-            # As for every piece of every answer.
+            # It is asked for every piece of every answer.
             return False
         return phase in (Phase.TRAILING, Phase.ENDED) or (
             phase is Phase.CLOSING and self._upcoming is None

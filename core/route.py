@@ -259,9 +259,10 @@ def _reader(template: Template, tally: Tally, limit: int) -> Callable[[bytes], s
         second = first.lstrip(behind)
         third = second.removeprefix(between)
         if (
-            # The one takes half of the other, and is for most streams.
+            # To strip a padding takes twice as long as to look at it.
             not (
-                (padding := third.removesuffix(end)) is not third and padding.isalnum()
+                (padding := third.removesuffix(end)) is not third
+                and (padding.isalnum() or not padding)
                 if padded
                 else third.lstrip(last) == end and least_last <= third < past_last
             )
@@ -315,7 +316,8 @@ def _counted_first_reader(template: Template, tally: Tally, limit: int) -> Calla
         first = rest.removeprefix(middle)
         if (
             not (
-                (padding := first.removesuffix(end)) is not first and padding.isalnum()
+                (padding := first.removesuffix(end)) is not first
+                and (padding.isalnum() or not padding)
                 if padded
                 else first.lstrip(behind) == end and least_behind <= first < past_behind
             )

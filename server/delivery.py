@@ -79,6 +79,7 @@ class Delivery:
             # As they came; they may have more lines than one.
             self.events += frames.count(b"\n\n")
         else:
+            # Ours have one, and a blank one.
             self.events += frames.count(b"\n") // 2
         return head + (self._end(frames) if last else self._connection.frame(frames))
 

@@ -20,7 +20,7 @@ h11 is told an empty chunked body with the trailers in their place: it keeps no 
 The frames of a streamed answer are written by hand between h11's Response and EndOfMessage: h11
 takes 6 us for a chunk, `frame()` 0.3. That h11 would have written the same is a law in the tests.
 It says the end together with the head and is dropped, as it is after each answer: what it holds
-would be 1 KB of every open stream.
+would be 1 KB of every open stream. What it says once is remembered, for there are few such heads.
 
                  a byte          head read         body read
     IDLE ---------------> HEAD ------------> BODY -----------> ANSWERING ---> CLOSED
@@ -379,16 +379,19 @@ class HTTPConnection:
 
     def _around(self, status: int) -> tuple[bytes, bytes, bool]:
         """What h11 writes before the lines of a streamed answer, what at its end, and whether the
-        connection may be kept.
+        connection may be kept. h11 is of no use for anything else after this.
         """
         parser = self._parser
         key = status, self.keep_alive, self._is_head, self._is_old, parser.their_state
         around = _AROUND.get(key)
         if around is None:
-            head = parser.send(_head(status, [] if self.keep_alive else [("connection", "close")]))
-            ending = parser.send(h11.EndOfMessage())
-            assert head is not None
-            around = _AROUND[key] = head[:-2], ending or b"", parser.our_state is h11.DONE
+            own = [] if self.keep_alive else [("connection", "close")]
+            head = self._send(_head(status, own))[:-2]
+            ending = self._send(h11.EndOfMessage())
+            around = head, ending, parser.our_state is h11.DONE
+            # In other states, such as that of an upgrade, it depends on more than the key has.
+            if parser.their_state in (h11.DONE, h11.MUST_CLOSE):
+                _AROUND[key] = around
         return around
 
     def frame(self, data: bytes) -> bytes:

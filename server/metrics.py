@@ -140,7 +140,7 @@ class Metrics:
                 self._count_tokens(upstream, attempt.usage)
 
     def _labelled(self, metric: M, *labels: str) -> M:
-        """The metric with these labels; the library takes 2 us to look it up, and checks them."""
+        """The metric with these labels, for which the library takes 2 us."""
         child = self._children.get((metric, labels))
         if child is None:
             child = self._children[metric, labels] = metric.labels(*labels)

@@ -22,7 +22,7 @@ class Served(Struct, frozen=True, kw_only=True):
     """One request.
 
     time: when it was there as a whole, Unix time.
-    duration: seconds from then to the last word of the answer.
+    duration: seconds from then to the last word of the answer; see `whole_duration`.
     peer: the address of the client.
     method, path: "-" where the request was none.
     status: what the client was told, or LEFT.

@@ -217,7 +217,8 @@ def delta_event(keys: str, number: int) -> dict[str, Any]:
     values = {
         "delta": f"word {number} }}",
         "item_id": "m",
-        "obfuscation": "Xy",
+        # Now and then there is nothing to be padded.
+        "obfuscation": "Xyz"[number % 4 :],
         "output_index": 0,
         "sequence_number": number + 5,
     }

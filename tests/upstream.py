@@ -454,6 +454,8 @@ class Upstream:
 
     def _accept_all(self) -> None:
         """Connections that the system has made and nobody has accepted yet are open, too."""
+        if self._stopping:
+            return
         with socket.socket() as last:
             last.bind(("127.0.0.1", 0))
             port = last.getsockname()[1]

@@ -49,7 +49,8 @@ _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]{0,16}(?:;[^\r\n]{0,4
 _CRLF: Final = re.compile(rb"\r\n")
 _HEXADECIMAL: Final = b"0123456789ABCDEFabcdef"
 _BODILESS: Final = frozenset({204, 304})
-# Sizes of chunks that were read, but for 0, as they were written.
+# Sizes of chunks that were read, but for 0, as they were written; of all connections, for what a
+# size says depends on nothing else.
 _SIZES: Final[dict[bytes, int]] = {}
 _MAX_SIZES: Final = 4096
 
@@ -243,6 +244,8 @@ class Wire:
             elif left == _SIZE and (line := _CHUNK_LINE.match(data, at)) is not None:
                 at = line.end()
                 left = int(line[1], 16) or _TRAILERS
+                if left > 0:
+                    _remember(line[1], left)
             elif left == _DATA_END and data.startswith(b"\r\n", at):
                 at += 2
                 left = _SIZE
@@ -324,7 +327,8 @@ def _head(method: str, target: bytes, fields: tuple[tuple[str, str], ...]) -> h1
 def _whole_chunks(data: bytes) -> tuple[list[bytes], int]:
     """The data of the chunks that these bytes begin with, and the bytes that they take.
 
-    Some may be left out, for the steps of one chunk; together they take half as long as by those.
+    Some may be left out, for the steps of one chunk; together they take a quarter as long as by
+    those.
     """
     # Between two line ends is a size and then its data, as long as that has the length; where there
     # is a line end in the data it has not.
@@ -337,16 +341,20 @@ def _whole_chunks(data: bytes) -> tuple[list[bytes], int]:
     lengths = list(map(len, chunks))
     if sizes == lengths:
         return chunks, len(data) - len(rest)
-    if len(_SIZES) > _MAX_SIZES:
-        _SIZES.clear()
     taken = 0
     for at, (line, length) in enumerate(zip(lines, lengths, strict=True)):
         digits = 0 < len(line) <= 16 and not line.strip(_HEXADECIMAL)
         if not (digits and length) or int(line, 16) != length:
             return chunks[:at], taken
         taken += len(line) + length + 4
-        _SIZES[line] = length
+        _remember(line, length)
     return chunks, taken
+
+
+def _remember(line: bytes, size: int) -> None:
+    if len(_SIZES) >= _MAX_SIZES:
+        _SIZES.clear()
+    _SIZES[line] = size
 
 
 def wire_for(target: Target, request: UpstreamRequest) -> Wire:
