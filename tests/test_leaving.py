@@ -1365,16 +1365,18 @@ def test_nothing_is_left_of_many_streams(loop: Loop, nothing_left: None) -> None
 def test_nothing_is_left_of_many_blocking_streams(nothing_left: None) -> None:
     call = Call[Any]()
     with Upstream() as upstream:
-        upstream.play(Reply((b"".join(FRAMES[:BEGUN]), b"".join(FRAMES[BEGUN:]))))
+        upstream.play(stream(ANSWER))
+        upstream.play(held("middle", Gate()), model="held")
         with SyncTransport(
             base_url=upstream.base_url, on_attempt=call.on_attempt, verify=False
         ) as transport:
             ways = itertools.cycle((None, *LEAVINGS[:2], None, *LEAVINGS[2:], None, None))
-            for leaving in itertools.islice(ways, STREAMS):
+            used = list(itertools.islice(ways, STREAMS))
+            for leaving in used:
                 if leaving is None:
                     read_by(transport, "stream", [])
                 else:
-                    leave_blocking(leaving, transport.stream(REQUEST))
+                    leave_blocking(leaving, transport.stream({**REQUEST, "model": "held"}))
         upstream.wait_closed()
-    assert len(call.attempts) == STREAMS
-    assert {attempt.outcome for attempt in call.attempts} == {"completed", "cancelled"}
+    outcomes = ["completed" if leaving is None else "cancelled" for leaving in used]
+    assert [attempt.outcome for attempt in call.attempts] == outcomes
