@@ -8,7 +8,8 @@ Theory of operation
 -------------------
 The bytes go out as they came in, cut at the ends of events and nowhere else: of an event that is
 not whole a client could make nothing, and after it no failure could be told. Until there is output,
-whole events are held back as well, since with nothing handed out another account can be asked.
+whole events are held back as well, since with nothing handed out another account can be asked. To
+the last event the blank line is added that it may lack, without which clients do not read it.
 
 Of all events only a few matter: the first with output, the finish, the usage, an error, `[DONE]`.
 While the answer streams, an event is a mere delta if it is one line of `data` with a
