@@ -97,8 +97,8 @@ class Bridge:
             capture_output=True,
             text=True,
             check=False,
-            # Only to end a client that hangs.
-            timeout=5 * LIMIT,
+            # Only to end a client that hangs; beside eight busy processes one took five minutes.
+            timeout=20 * LIMIT,
         )
         assert done.returncode == 0, done.stderr
         ran: dict[tuple[str, str], dict[str, Cell]] = {}
