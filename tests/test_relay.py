@@ -191,7 +191,7 @@ def normal(frames: bytes) -> bytes:
 
 
 def unadorned(frames: bytes) -> bytes:
-    """And without the comment."""
+    """The frames with LF for their line ends, and without the comment."""
     return normal(frames).replace(b": waiting\n\n", b"")
 
 

@@ -336,7 +336,7 @@ def _whole_chunks(data: bytes) -> tuple[list[bytes], int]:
     if len(parts) % 2:
         rest = parts.pop() + b"\r\n" + rest
     lines, chunks = parts[::2], parts[1::2]
-    # To look a size up takes a third of reading it.
+    # To look a size up takes half of reading it.
     sizes = list(map(_SIZES.get, lines))
     lengths = list(map(len, chunks))
     if sizes == lengths:
